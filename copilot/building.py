@@ -1,0 +1,89 @@
+"""A fresh Copilot from a Pilot's own layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from copilot.config import ENCODER_DECODER, CopilotConfig
+from copilot.model import CopilotModel
+from copilot.tap import decoder_layers, text_config
+
+
+def build_copilot(
+    pilot: PreTrainedModel, source: PreTrainedModel, layers: int | str | list[int], config: dict[str, Any]
+) -> CopilotModel:
+    """A Copilot for `pilot` whose layers are copies of `source`'s; see `PilotCopilotModel.from_pilot`."""
+    source_config = text_config(source)
+    if source_config.model_type != text_config(pilot).model_type:
+        raise ValueError(
+            f"copilot_from must be of the Pilot's family {text_config(pilot).model_type!r}; "
+            f"got {source_config.model_type!r}"
+        )
+    available = decoder_layers(source)
+    picked = pick_layers(layers, len(available))
+    lora = config.pop("lora", None)
+    copilot_config = CopilotConfig(
+        decoder=copilot_decoder_config(source_config, len(picked)),
+        vocab_size=pilot.get_output_embeddings().weight.shape[0],
+        pilot_hidden_size=text_config(pilot).hidden_size,
+        base_model_name_or_path=pilot.config._name_or_path or None,
+        **config,
+    )
+    copilot = CopilotModel(copilot_config).to(pilot.device)
+    for mine, index in zip(copilot.layers, picked, strict=True):
+        # strict=False: relative positions are left behind; everything the Copilot's layer has must be there.
+        missing, _ = mine.load_state_dict(available[index].state_dict(), strict=False)
+        if missing:
+            raise ValueError(f"pilot must not carry adapters yet: layer {index} lacks {missing[0]}")
+    stack = source.get_decoder()
+    final_norm = stack.final_layer_norm if copilot_config.is_encoder_decoder else stack.norm
+    copilot.norm.load_state_dict(final_norm.state_dict())
+    embedding = source.get_input_embeddings().weight
+    if copilot.error_in.weight is not None and copilot.error_in.weight.shape == embedding.shape:
+        copilot.error_in.weight.data.copy_(embedding)
+    if lora is not None:
+        copilot.inject_lora(lora)
+    return copilot
+
+
+def evenly_spaced(count: int, total: int) -> list[int]:
+    """`count` layer indices from 0 to total - 1, both ends included."""
+    return torch.linspace(0, total - 1, count).round().int().tolist()
+
+
+def pick_layers(layers: int | str | list[int], total: int) -> list[int]:
+    """The layer indices that `layers` names; ValueError when there are no such layers."""
+    if layers == "all":
+        return list(range(total))
+    if isinstance(layers, int) and layers >= 1:
+        return evenly_spaced(min(layers, total), total)
+    if isinstance(layers, list) and layers and all(0 <= index < total for index in layers):
+        return layers
+    raise ValueError(f"layers must be a number >= 1, 'all', or a list of indices below {total}; got {layers!r}")
+
+
+def copilot_decoder_config(source: PretrainedConfig, layers: int) -> dict[str, Any]:
+    """The source's configuration with another number of layers."""
+    fields = source.to_dict()
+    for name in ("layer_types", "quantization_config", "no_rope_layers", "_name_or_path", "architectures"):
+        fields.pop(name, None)
+    return fields | {"num_hidden_layers": layers, "num_layers": layers, "num_decoder_layers": layers}
+
+
+def check_attachable(pilot: PreTrainedModel, config: CopilotConfig) -> None:
+    """Raise ValueError unless a Copilot of this configuration fits the Pilot."""
+    own = text_config(pilot)
+    if (own.model_type in ENCODER_DECODER) != config.is_encoder_decoder:
+        raise ValueError(
+            f"a Copilot for {config.decoder_config['model_type']!r} cannot be attached to {own.model_type!r}"
+        )
+    vocab_size = pilot.get_output_embeddings().weight.shape[0]
+    if vocab_size != config.vocab_size:
+        raise ValueError(f"the Copilot's vocabulary has {config.vocab_size} tokens; the Pilot's has {vocab_size}")
+    if own.hidden_size != config.pilot_hidden_size:
+        raise ValueError(
+            f"the Copilot reads states of width {config.pilot_hidden_size}; the Pilot's have {own.hidden_size}"
+        )

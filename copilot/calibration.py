@@ -1,0 +1,247 @@
+"""lambda* and the theory's quantities, measured on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from copilot.data import DataCollator, prepare_dataset
+from copilot.loss import Supervision
+from copilot.ops import Mistakes
+from copilot.ops.reference import at_target, predicted_mistake, rectify_kept
+from copilot.pair import PilotCopilotModel
+
+LOGIT_GRID = [step / 20 for step in range(21)]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher-forced scores of N rows; a row's value is the mean over its supervised tokens.
+
+    Attributes:
+        brier: (N,) mean ||p~ - onehot(y)||^2.
+        nll: (N,) mean -log p~_y.
+        tokens: (N,) supervised tokens of each row.
+    """
+
+    brier: Tensor
+    nll: Tensor
+    tokens: Tensor
+
+    def per_token(self) -> tuple[float, float]:
+        """(Brier score, NLL), the mean over all tokens."""
+        weight = self.tokens / self.tokens.sum()
+        return float((self.brier * weight).sum()), float((self.nll * weight).sum())
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` found on held-out data.
+
+    Attributes:
+        strength: lambda*, the best single lambda, within what the rectifier allows.
+        lambda_zero: every lambda in (0, lambda_zero) lowers the expected squared error (Theorem 4.1); 2 lambda* before
+            clipping. None for fusion="logit", which the theorem does not cover.
+        pilot: scores of the Pilot alone.
+        pair: scores at lambda*.
+    """
+
+    strength: float
+    lambda_zero: float | None
+    pilot: Scores
+    pair: Scores
+
+
+@dataclass(frozen=True)
+class Held:
+    """Mistakes and corrections of one held-out batch, on the CPU, and how many tokens each of its rows has."""
+
+    mistakes: Mistakes
+    delta: Tensor
+    lengths: Tensor
+
+
+def supervision_of(pair: PilotCopilotModel, batch: dict[str, Tensor]) -> Tensor:
+    """(B, S) bool: the positions whose logits predict a supervised token."""
+    if pair.config.is_encoder_decoder:
+        return batch["labels"] != -100
+    return Supervision.causal(batch["labels"], batch["attention_mask"]).source
+
+
+def batches(
+    pair: PilotCopilotModel, dataset: Any, processing_class: Any, batch_size: int, max_length: int
+) -> Iterator[dict[str, Tensor]]:
+    """The dataset in order, as padded batches on the pair's device; see `prepare_dataset` for what it may hold."""
+    encoder_decoder = pair.config.is_encoder_decoder
+    rows = prepare_dataset(dataset, processing_class, max_length=max_length, is_encoder_decoder=encoder_decoder)
+    collate = DataCollator(getattr(processing_class, "pad_token_id", None) or 0, encoder_decoder)
+    for batch in tqdm(DataLoader(rows, batch_size, collate_fn=collate), desc="Scoring", leave=False):  # type: ignore[arg-type]
+        yield {name: tensor.to(pair.device) for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def collect(
+    pair: PilotCopilotModel, dataset: Any, processing_class: Any = None, *, batch_size: int = 16, max_length: int = 256
+) -> list[Held]:
+    """Run the pair over held-out data once; everything else here is computed from what this keeps.
+
+    Args:
+        pair: trained.
+        dataset: raw or tokenised rows, as for training.
+        processing_class: the tokenizer, for raw rows.
+        batch_size: rows a forward.
+        max_length: tokens a row may have.
+    """
+    was_training = pair.training
+    pair.eval()
+    held = []
+    for batch in batches(pair, dataset, processing_class, batch_size, max_length):
+        output = pair(**batch, strength=0)
+        kept = Mistakes(**{"top_index": None, **{k: v.cpu() for k, v in output.mistakes.tensors().items()}})
+        held.append(Held(kept, output.delta.cpu(), supervision_of(pair, batch).sum(1).cpu()))
+    pair.train(was_training)
+    return held
+
+
+def scores(held: list[Held], strength: float, rectifier: str, fusion: str) -> Scores:
+    """Scores of the rectified distribution at a strength; 0 is the Pilot alone."""
+    brier, nll = [], []
+    for part in held:
+        kept, factor, target = rectify_kept(part.mistakes, part.delta, strength, rectifier, fusion)
+        row = torch.repeat_interleave(part.lengths)
+        square = kept.square().sum(1) + factor.square() * part.mistakes.rest_square
+        for values, per_token in ((brier, square - 2 * target + 1), (nll, -target.clamp(min=1e-45).log())):
+            total = torch.zeros(len(part.lengths)).index_add(0, row, per_token)
+            values.append(total / part.lengths)
+    return Scores(torch.cat(brier), torch.cat(nll), torch.cat([part.lengths for part in held]))
+
+
+def agreement(mistakes: Mistakes, delta: Tensor, rectifier: str) -> tuple[Tensor, Tensor]:
+    """sum <l, f> and sum ||f||^2 over the rows, exact although only k entries are kept."""
+    f, factor = predicted_mistake(mistakes.top_prob, mistakes.rest_mass, delta, rectifier)
+    f_target = at_target(mistakes, f, (factor - 1.0) * mistakes.target_prob)
+    along = (mistakes.top_prob * f).sum(1) + (factor - 1.0) * mistakes.rest_square
+    norm = f.square().sum(1) + (factor - 1.0).square() * mistakes.rest_square
+    return (f_target - along).double().sum(), norm.double().sum()
+
+
+def calibrate(
+    pair: PilotCopilotModel, dataset: Any, processing_class: Any = None, *, batch_size: int = 16, max_length: int = 256
+) -> Calibration:
+    """Set `pair.config.strength` to the lambda that minimises the squared error on held-out data.
+
+    For fusion="probability" it is the closed form lambda* = sum <l, f> / sum ||f||^2, clipped to what the rectifier
+    allows; for fusion="logit" the best of 0, 0.05, ..., 1.
+
+    Args:
+        pair: trained; only its `config.strength` changes.
+        dataset: validation rows, raw or tokenised, that neither model was trained on.
+        processing_class: the tokenizer, for raw rows.
+        batch_size: rows a forward.
+        max_length: tokens a row may have.
+
+    Raises:
+        ValueError: an empty or unsupervised dataset, or unknown columns.
+    """
+    config = pair.config
+    held = collect(pair, dataset, processing_class, batch_size=batch_size, max_length=max_length)
+    if config.fusion == "logit":
+        by_strength = {s: scores(held, s, config.rectifier, "logit").per_token()[0] for s in LOGIT_GRID}
+        strength, lambda_zero = min(by_strength, key=by_strength.__getitem__), None
+    else:
+        sums = [agreement(part.mistakes, part.delta, config.rectifier) for part in held]
+        numerator, denominator = (float(sum(column)) for column in zip(*sums, strict=True))
+        unclipped = numerator / denominator if denominator > 0 else 0.0
+        strength = min(max(unclipped, 0.0), 1.0 if config.rectifier == "simplex" else float("inf"))
+        lambda_zero = 2 * unclipped
+    config.strength = strength
+    return Calibration(
+        strength,
+        lambda_zero,
+        scores(held, 0.0, config.rectifier, config.fusion),
+        scores(held, strength, config.rectifier, config.fusion),
+    )
+
+
+@dataclass(frozen=True)
+class TheoremQuantities:
+    """Theorem 4.1 over a set of seeds: root mean square over tokens of the norm over the vocabulary.
+
+    Attributes:
+        e_pilot, s_pilot: bias ||p - mean p^|| and spread of the Pilots.
+        e_copilot, s_copilot: bias ||mean f - mean l|| and spread of the Copilots.
+        lambda_zero: 2 sum <l, f> / sum ||f||^2 over all seeds: below it the expected squared error falls.
+        holds: whether the premise e_copilot < sqrt(e_pilot^2 + s_pilot^2) is met.
+    """
+
+    e_pilot: float
+    s_pilot: float
+    e_copilot: float
+    s_copilot: float
+    lambda_zero: float
+
+    @property
+    def holds(self) -> bool:
+        return self.e_copilot < (self.e_pilot**2 + self.s_pilot**2) ** 0.5
+
+
+@torch.no_grad()
+def theorem_quantities(
+    pairs: Sequence[PilotCopilotModel],
+    dataset: Any,
+    processing_class: Any = None,
+    *,
+    batch_size: int = 8,
+    max_length: int = 256,
+) -> TheoremQuantities:
+    """Bias and spread of Pilots and Copilots trained from different seeds, and lambda_0.
+
+    Args:
+        pairs: one per seed, of the same vocabulary; with a single one both spreads are 0.
+        dataset: held-out rows.
+        processing_class: the tokenizer, for raw rows.
+        batch_size: rows a forward; (seeds, tokens, V) floats are held at a time.
+        max_length: tokens a row may have.
+
+    Raises:
+        ValueError: no pairs.
+    """
+    if not pairs:
+        raise ValueError("pairs must hold at least one pair; got none")
+    for pair in pairs:
+        pair.eval()
+    sums, tokens = torch.zeros(6, dtype=torch.float64), 0
+    for batch in batches(pairs[0], dataset, processing_class, batch_size, max_length):
+        prob, mistake, correction = (
+            torch.stack(values) for values in zip(*(_dense(p, batch) for p in pairs), strict=True)
+        )
+        bias = correction.mean(0) - mistake.mean(0)
+        terms = (
+            mistake.mean(0).square(),  # p - mean p^
+            prob.var(0, correction=0),
+            bias.square(),
+            correction.var(0, correction=0),
+            mistake * correction,
+            correction.square(),
+        )
+        sums += torch.stack([term.double().sum() / (1 if term.dim() == 2 else len(pairs)) for term in terms]).cpu()
+        tokens += prob.shape[1]
+    e_pilot, s_pilot, e_copilot, s_copilot = (sums[:4] / tokens).sqrt().tolist()
+    return TheoremQuantities(e_pilot, s_pilot, e_copilot, s_copilot, float(2 * sums[4] / sums[5]))
+
+
+def _dense(pair: PilotCopilotModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """p^, l and f of every supervised token, each (M, V)."""
+    output = pair(**batch, strength=0)
+    prob = output.logits[supervision_of(pair, batch)].float().softmax(-1)
+    kept = output.mistakes
+    f, factor = predicted_mistake(kept.top_prob, kept.rest_mass, output.delta, pair.config.rectifier)
+    correction = f if kept.top_index is None else ((factor - 1.0)[:, None] * prob).scatter(1, kept.top_index, f)
+    mistake = torch.zeros_like(prob).scatter_(1, kept.target[:, None], 1.0) - prob
+    return prob, mistake, correction

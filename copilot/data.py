@@ -1,0 +1,242 @@
+"""Data of a fine-tuning run: rows of text become rows of token ids, and rows become batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+IGNORE_INDEX = -100
+DECODER_ONLY_COLUMNS = "{input_ids, labels}, {prompt, completion}, {messages} or {text}"
+ENCODER_DECODER_COLUMNS = "{input_ids, labels} or {prompt, completion}"
+
+
+def prepare_dataset(
+    dataset: Dataset | Iterable[Mapping[str, Any]],
+    processing_class: PreTrainedTokenizerBase | None,
+    *,
+    max_length: int = 256,
+    is_encoder_decoder: bool = False,
+    completion_only_loss: bool = True,
+    assistant_only_loss: bool = False,
+) -> Dataset:
+    """Tokenise a dataset for the pair.
+
+    The columns say what a row is; other columns are dropped:
+
+    - `{prompt, completion}`, two strings. They are tokenised apart, as they are at inference, and the completion gets
+      an end-of-sequence token. Supervised: the completion (`completion_only_loss=False`: the prompt too). A row longer
+      than `max_length` loses the beginning of its prompt; a completion that is too long by itself loses its end.
+    - `{messages}`, a conversation for the tokenizer's chat template. Supervised: everything, or only what the assistant
+      said (`assistant_only_loss=True`). A row that is too long loses its beginning.
+    - `{text}`, a string, followed by an end-of-sequence token. All of it is supervised. A row that is too long loses
+      its end.
+    - `{input_ids, labels}`, tokenised already. A row that is too long loses its beginning.
+
+    An encoder-decoder model accepts `{prompt, completion}` and `{input_ids, labels}`; input and target are truncated
+    at their ends, each to `max_length`.
+
+    Rows without a supervised token are dropped, with one warning for all of them.
+
+    Args:
+        dataset: a `datasets.Dataset` or an iterable of rows (dictionaries with equal keys).
+        processing_class: the tokenizer; `None` is fine for a tokenised dataset.
+        max_length: tokens a row may have, at least 2.
+
+    Returns:
+        A dataset with the columns `input_ids` and `labels`, lists of integers. Decoder-only: both have one entry a
+        token, labels are not shifted. Encoder-decoder: `input_ids` feed the encoder, `labels` are the decoder's
+        targets. A label of -100 is not supervised.
+
+    Raises:
+        ValueError: an empty dataset, unknown columns, a missing tokenizer, chat template or end-of-sequence token, a
+            chat template that does not render a conversation turn by turn, or no supervised token in any row.
+    """
+    if max_length < 2:
+        raise ValueError(f"max_length is {max_length}, expected at least 2")
+    rows = dataset if isinstance(dataset, Dataset) else Dataset.from_list([dict(row) for row in dataset])
+    if len(rows) == 0:
+        raise ValueError(f"dataset is empty, expected rows with the columns {DECODER_ONLY_COLUMNS}")
+    if assistant_only_loss and "messages" not in rows.column_names:
+        raise ValueError(f"assistant_only_loss needs the column messages, the dataset has {sorted(rows.column_names)}")
+    encode = _choose_encoder(
+        set(rows.column_names),
+        processing_class,
+        max_length,
+        is_encoder_decoder,
+        completion_only_loss,
+        assistant_only_loss,
+    )
+    encoded = rows.map(encode, remove_columns=rows.column_names, desc="Preparing dataset")
+    supervised = encoded.filter(_is_supervised, desc="Dropping unsupervised rows")
+    if len(supervised) == 0:
+        raise ValueError(
+            f"no row of the dataset has a supervised token (of {len(encoded)} rows, max_length {max_length})"
+        )
+    if len(supervised) < len(encoded):
+        logger.warning(
+            "Dropped %d of %d rows without a supervised token.", len(encoded) - len(supervised), len(encoded)
+        )
+    return supervised
+
+
+@dataclass
+class DataCollator:
+    """Pads rows of `prepare_dataset` to one batch.
+
+    Decoder-only rows are padded on the left: supervised tokens, at the end of their rows, then end together, and the
+    Pilot's vocabulary projection can be restricted to the last positions. Encoder-decoder rows are padded on the right.
+
+    Args:
+        pad_token_id: any valid token id; padded positions are masked and not supervised.
+    """
+
+    pad_token_id: int
+    is_encoder_decoder: bool = False
+
+    def __call__(self, rows: list[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `attention_mask` (B, S) and `labels` (B, S; encoder-decoder: B, T), all int64."""
+        side = "right" if self.is_encoder_decoder else "left"
+        inputs = [torch.as_tensor(row["input_ids"], dtype=torch.int64) for row in rows]
+        labels = [torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows]
+
+        def pad(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
+            return torch.nn.utils.rnn.pad_sequence(sequences, True, padding_value=value, padding_side=side)
+
+        return {
+            "input_ids": pad(inputs, self.pad_token_id),
+            "attention_mask": pad([torch.ones_like(row) for row in inputs], 0),
+            "labels": pad(labels, IGNORE_INDEX),
+        }
+
+
+def _choose_encoder(
+    columns: set[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_length: int,
+    is_encoder_decoder: bool,
+    completion_only_loss: bool,
+    assistant_only_loss: bool,
+) -> Callable[[Mapping[str, Any]], dict[str, list[int]]]:
+    """The function that turns one row with these columns into `input_ids` and `labels`."""
+    if {"input_ids", "labels"} <= columns:
+        return partial(_crop_tokens, max_length=max_length, is_encoder_decoder=is_encoder_decoder)
+    if tokenizer is None:
+        raise ValueError(f"processing_class is None, but a dataset with the columns {sorted(columns)} is not tokenised")
+    options: dict[str, Any] = {"tokenizer": tokenizer, "max_length": max_length}
+    if "messages" in columns and not is_encoder_decoder:
+        if tokenizer.chat_template is None:
+            raise ValueError("processing_class has no chat_template, which the column messages needs")
+        return partial(_encode_messages, assistant_only_loss=assistant_only_loss, **options)
+    if tokenizer.eos_token_id is None:
+        raise ValueError("processing_class has no eos_token, which ends every row")
+    if {"prompt", "completion"} <= columns:
+        if is_encoder_decoder:
+            return partial(_encode_source_and_target, **options)
+        return partial(_encode_prompt_and_completion, completion_only_loss=completion_only_loss, **options)
+    if "text" in columns and not is_encoder_decoder:
+        return partial(_encode_text, **options)
+    accepted = ENCODER_DECODER_COLUMNS if is_encoder_decoder else DECODER_ONLY_COLUMNS
+    raise ValueError(f"dataset has the columns {sorted(columns)}, expected {accepted}")
+
+
+def _encode_prompt_and_completion(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only_loss: bool
+) -> dict[str, list[int]]:
+    prompt = tokenizer(_string(row, "prompt")).input_ids
+    if prompt[-1:] == [tokenizer.eos_token_id]:  # some tokenizers end every text; the prompt goes on
+        prompt = prompt[:-1]
+    completion = tokenizer(_string(row, "completion"), add_special_tokens=False).input_ids
+    completion = _with_end(completion, tokenizer)[:max_length]
+    prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
+    prompt_labels = [IGNORE_INDEX] * len(prompt) if completion_only_loss else prompt
+    return _decoder_only_row(prompt + completion, prompt_labels + completion)
+
+
+def _encode_source_and_target(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, list[int]]:
+    # The tokenizer cuts before it appends its special tokens: a cut input keeps its end marker.
+    source = tokenizer(_string(row, "prompt"), truncation=True, max_length=max_length)
+    target = tokenizer(text_target=_string(row, "completion"))
+    return {"input_ids": source.input_ids, "labels": _with_end(target.input_ids, tokenizer)[:max_length]}
+
+
+def _encode_messages(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int, assistant_only_loss: bool
+) -> dict[str, list[int]]:
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for text, from_assistant in _turns(row["messages"], tokenizer):
+        # Turns are tokenised apart, where generation starts and ends: no token straddles a border.
+        tokens = tokenizer(text, add_special_tokens=False).input_ids  # the template wrote the special tokens
+        input_ids += tokens
+        labels += tokens if from_assistant or not assistant_only_loss else [IGNORE_INDEX] * len(tokens)
+    return _decoder_only_row(input_ids[-max_length:], labels[-max_length:])
+
+
+def _turns(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """Cut the rendered conversation where the assistant starts and stops: [(text, from_assistant), ...]."""
+
+    def render(count: int, add_generation_prompt: bool = False) -> str:
+        return str(
+            tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+
+    turns: list[tuple[str, bool]] = []
+    done = ""
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked = render(index, add_generation_prompt=True) if index else ""
+        for text, from_assistant in ((asked, False), (render(index + 1), True)):
+            if not text.startswith(done):
+                raise ValueError(
+                    f"the chat_template of processing_class changes earlier turns when message {index} is added, so "
+                    "the assistant's tokens cannot be located; give the columns prompt and completion instead"
+                )
+            turns.append((text[len(done) :], from_assistant))
+            done = text
+    return [*turns, (render(len(messages))[len(done) :], False)]
+
+
+def _encode_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[int]]:
+    tokens = _with_end(tokenizer(_string(row, "text")).input_ids, tokenizer)[:max_length]
+    return _decoder_only_row(tokens, tokens)
+
+
+def _crop_tokens(row: Mapping[str, Any], max_length: int, is_encoder_decoder: bool) -> dict[str, list[int]]:
+    input_ids, labels = row["input_ids"], row["labels"]
+    if is_encoder_decoder:
+        return {"input_ids": input_ids[:max_length], "labels": labels[:max_length]}
+    if len(input_ids) != len(labels):
+        raise ValueError(f"a row has {len(input_ids)} input_ids and {len(labels)} labels, expected equally many")
+    return _decoder_only_row(input_ids[-max_length:], labels[-max_length:])
+
+
+def _with_end(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    end = tokenizer.eos_token_id
+    return tokens if tokens[-1:] == [end] else [*tokens, end]
+
+
+def _string(row: Mapping[str, Any], column: str) -> str:
+    if not isinstance(row[column], str):
+        raise ValueError(f"the column {column} holds {type(row[column]).__name__}, expected strings")
+    return row[column]
+
+
+def _decoder_only_row(input_ids: list[int], labels: list[int]) -> dict[str, list[int]]:
+    # Nothing predicts the first token of a row. Left in place, padding would seem to predict it.
+    return {"input_ids": input_ids, "labels": [IGNORE_INDEX, *labels[1:]]}
+
+
+def _is_supervised(row: Mapping[str, list[int]]) -> bool:
+    return any(label != IGNORE_INDEX for label in row["labels"])

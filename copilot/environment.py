@@ -1,0 +1,55 @@
+"""What a bug report needs: versions, device, threads and how the compiled extension was built."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+_REPORTED_PACKAGES = ("transformer-copilot", "torch", "transformers", "peft", "accelerate")
+
+
+def build_info() -> dict[str, Any]:
+    """The build facts baked into `copilot._C`, or why it could not be imported.
+
+    With the extension: `version`, `torch`, `cuda_arch_list`, `compiler`, `cxx_standard`, `build_type`.
+    Without it: `extension` = "absent" and `reason`.
+    """
+    try:
+        import copilot._C as extension
+    except ImportError as error:
+        return {"extension": "absent", "reason": str(error)}
+    return dict(extension.build_info())
+
+
+def environment() -> dict[str, Any]:
+    """The facts of this process: one key a package, then `python`, `platform`, `device`, `threads` and `build`."""
+    facts: dict[str, Any] = {name: _version(name) for name in _REPORTED_PACKAGES}
+    facts["python"] = platform.python_version()
+    facts["platform"] = platform.platform()
+    facts["device"] = _device()
+    facts["threads"] = torch.get_num_threads()
+    facts["build"] = build_info()
+    return facts
+
+
+def environment_text() -> str:
+    """`environment()` as aligned lines, ready to be pasted into a report."""
+    facts = environment()
+    facts.update({f"build: {key}": value for key, value in facts.pop("build").items()})
+    width = max(map(len, facts))
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in facts.items())
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return f"{names} (CUDA {torch.version.cuda})"

@@ -1,0 +1,183 @@
+"""generate() for a pair: the Copilot's step after each of the Pilot's, and the cache that carries both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, StaticLayer
+
+from copilot.cache import CopilotCache
+from copilot.config import CopilotConfig
+from copilot.model import CopilotModel
+from copilot.ops import pool_layers, rectify
+from copilot.ops.rectify import check_strength
+from copilot.ops.reference import predicted_mistake
+from copilot.tap import Tapped
+
+REFUSED = {
+    "prefill_chunk_size": "the Copilot's first step needs the whole prompt in one forward",
+    "assistant_model": "assisted decoding rolls the cache back, and the mistakes of earlier steps are not kept",
+    "prompt_lookup_num_tokens": "prompt-lookup decoding rolls the cache back",
+    "custom_generate": "custom generation loops are not known to keep the Copilot's cache",
+}
+
+
+class RectifiedGeneration(GenerationMixin):
+    """GenerationMixin over the rectified distribution, for a module with `pilot`, `copilot` and `config`."""
+
+    pilot: PreTrainedModel
+    copilot: CopilotModel
+    config: CopilotConfig
+
+    def pilot_tables(self) -> tuple[Tensor, Tensor] | None:
+        """The Pilot's embeddings for tied maps, without gradient; None when nothing is tied."""
+        if self.config.head == "own" and self.config.error_in == "own":
+            return None
+        tables = self.pilot.get_input_embeddings().weight, self.pilot.get_output_embeddings().weight
+        return tables[0].detach(), tables[1].detach()
+
+    def _rectify(self, logits: Tensor, delta: Tensor, index: Tensor | None, strength: float) -> Tensor:
+        config = self.config
+        return rectify(logits, delta, strength, index=index, rectifier=config.rectifier, fusion=config.fusion)
+
+    def _resolve_strength(self, strength: float | None) -> float:
+        strength = self.config.strength if strength is None else float(strength)
+        check_strength(strength, self.config.rectifier, self.config.fusion)
+        return strength
+
+    def _corrected_step(
+        self,
+        logits: Tensor,
+        tapped: Tapped,
+        token: Tensor,
+        context: Tensor | None,
+        cache: CopilotCache,
+        strength: float,
+    ) -> Tensor:
+        """log p~ (B, V) of the next token; the cache moves on by one step.
+
+        Args:
+            logits: (B, V) the Pilot's.
+            tapped: its states at the last position.
+            token: (B, 1) the token that was emitted last; unused in the first step.
+            context: (B, S_x, d) X~ in the first step, None later.
+            cache: of this generation.
+            strength: lambda > 0.
+        """
+        k, config = self.config.candidates, self.config
+        prob = logits.float().softmax(-1)
+        top_prob, top_index = (prob, None) if k is None else prob.topk(k, dim=-1)
+        if context is not None:
+            if torch.isnan(prob).any():
+                raise FloatingPointError("the Pilot's logits for the prompt are NaN")
+            width = context.shape[1]
+            if cache.context_mask is None:
+                cache.context_mask = torch.ones(logits.shape[0], width, dtype=torch.bool, device=logits.device)
+            error_index, error_value = top_index, torch.zeros_like(top_prob)
+        else:
+            error_index, error_value = cache.feedback.get("index"), cache.feedback["value"]
+            if config.feedback == "observed":
+                one = torch.ones_like(error_value[:, :1])
+                if error_index is None:
+                    error_value = error_value.scatter_add(1, token, one)
+                else:
+                    error_index = torch.cat([error_index, token], dim=1)
+                    error_value = torch.cat([error_value, one], dim=1)
+        assert cache.context_mask is not None
+        delta = self.copilot(
+            None if error_index is None else error_index[:, None],
+            error_value[:, None],
+            context,
+            cache.context_mask[:, None],
+            pool_layers(tapped.hidden, pooling=config.pooling),
+            None if top_index is None else top_index[:, None],
+            self.pilot_tables(),
+            cache,
+        )[:, 0]
+        value = -top_prob
+        if config.feedback == "predicted":
+            value, _ = predicted_mistake(top_prob, 1.0 - top_prob.sum(-1), delta, config.rectifier)
+        cache.feedback = {"value": value} if top_index is None else {"index": top_index, "value": value}
+        return self._rectify(logits, delta, top_index, strength)
+
+    def generate(self, *args: Any, strength: float | None = None, **kwargs: Any) -> Any:
+        """`GenerationMixin.generate` over the rectified distribution.
+
+        Args:
+            *args: as for any transformers model.
+            strength: lambda; None takes `config.strength`, 0 is exactly `pilot.generate`.
+            **kwargs: as for any transformers model.
+
+        Raises:
+            ValueError: a strength out of range, or a way of decoding that cannot carry the Copilot's state
+                (use_cache=False, chunked prefill, assisted and prompt-lookup decoding, a used cache).
+        """
+        generation_config = kwargs.get("generation_config")
+        for name, reason in REFUSED.items():
+            if kwargs.get(name) is not None or getattr(generation_config, name, None) is not None:
+                raise ValueError(f"{name} is not supported by a pair: {reason}")
+        if kwargs.get("use_cache", getattr(generation_config, "use_cache", True)) is False:
+            raise ValueError("use_cache=False is not supported by a pair: the Copilot's state lives in the cache")
+        return super().generate(*args, strength=self._resolve_strength(strength), **kwargs)
+
+    def generate_batch(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise ValueError("generate_batch is not supported by a pair: continuous batching keeps no Copilot cache")
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """The Pilot prepares its own cache, of whatever kind was asked for; ours wraps it."""
+        self.pilot._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        cache = model_kwargs.get("past_key_values")
+        if not isinstance(cache, Cache) or int(cache.get_seq_length()) > 0:
+            raise ValueError("past_key_values must be absent or an empty cache: a pair cannot continue a used one")
+        if isinstance(cache, CopilotCache):
+            cache.reset()
+            return
+        own = getattr(cache, "self_attention_cache", cache)
+        max_length = None
+        if len(own.layers) > 0 and isinstance(own.layers[0], StaticLayer):
+            # Room for X~ and one state a generated token; the last token is generated but never read.
+            max_length = max_cache_length + 1
+            if self.config.is_encoder_decoder:
+                max_length += model_kwargs["encoder_outputs"][0].shape[1]
+        model_kwargs["past_key_values"] = CopilotCache(cache, self.copilot.attention_count(), max_length)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: CopilotCache,
+        attention_mask: Tensor | None = None,
+        strength: float | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The Pilot's own, with its own cache; the 2-D mask of X~ is kept apart (static caches make it 4-D)."""
+        cache = past_key_values
+        if cache.context_mask is None and attention_mask is not None:
+            cache.context_mask = attention_mask.bool()
+        inputs = self.pilot.prepare_inputs_for_generation(
+            input_ids, past_key_values=cache.pilot, attention_mask=attention_mask, **kwargs
+        )
+        return inputs | {"past_key_values": cache, "strength": strength}
+
+
+def check_step(cache: Cache | None, new_tokens: int) -> CopilotCache:
+    """The cache of a generation; ValueError unless this forward is a step the Copilot can make."""
+    if not isinstance(cache, CopilotCache):
+        raise ValueError(
+            "forward without labels needs past_key_values (a CopilotCache, as generate makes it): which tokens the "
+            "Copilot corrects is not known otherwise. Pass labels to score a text, or strength=0 for the Pilot alone"
+        )
+    if cache.steps > 0 and new_tokens != 1:
+        raise ValueError(f"after the prompt a pair takes one token at a time; got {new_tokens}")
+    return cache

@@ -1,0 +1,51 @@
+"""The Copilot's loss (Eq. 7) from compact mistakes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from copilot.ops import reference
+from copilot.ops.mistakes import Mistakes
+from copilot.ops.rectify import RECTIFIERS, check_choice
+
+LOSSES = ("rmse", "ce", "kl")
+
+
+def check_loss(loss: str, rectifier: str) -> None:
+    """Raise ValueError for an unknown loss, or for one that the rectifier does not define."""
+    check_choice("loss", loss, LOSSES)
+    check_choice("rectifier", rectifier, RECTIFIERS)
+    if loss != "rmse" and rectifier == "linear":
+        raise ValueError(
+            f"loss={loss!r} needs rectifier='simplex': the linear p~ has zero entries, whose logarithm is -inf"
+        )
+
+
+def candidate_loss(mistakes: Mistakes, delta: Tensor, *, rectifier: str = "simplex", loss: str = "rmse") -> Tensor:
+    """The loss of every row, exact although only k entries of each mistake are kept.
+
+    | loss | value of a row                                                                                   |
+    | rmse | the squared error ||f - l||^2; Eq. 7 is the root of its mean. For simplex: sum q^2 - 2 q_y + 1     |
+    | ce   | -log q_y                                                                                          |
+    | kl   | KL(p^ + l/2 || q); for the one-hot truth itself KL and ce coincide, so the target is half way to it |
+
+    with q = softmax(z + delta), the rectified distribution at lambda = 1.
+
+    Args:
+        mistakes: M rows with k kept tokens.
+        delta: (M, k) the Copilot's output for the kept tokens ((M, V) when the whole vocabulary is kept).
+        rectifier: "simplex" or "linear" (f = delta; rmse only).
+        loss: "rmse", "ce" or "kl".
+
+    Returns:
+        (M,) float32, differentiable in `delta`.
+
+    Raises:
+        ValueError: a shape that does not agree, an unknown or undefined choice.
+    """
+    check_loss(loss, rectifier)
+    if delta.shape != mistakes.top_prob.shape:
+        raise ValueError(
+            f"delta must be {tuple(mistakes.top_prob.shape)}, as the kept tokens; got {tuple(delta.shape)}"
+        )
+    return reference.candidate_loss(mistakes, delta, rectifier, loss)

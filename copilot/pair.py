@@ -1,0 +1,173 @@
+"""Pilot + Copilot as one drop-in Hugging Face module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM
+
+from copilot.cache import CopilotCache
+from copilot.generation import check_step
+from copilot.loss import Supervision
+from copilot.pair_base import PairOutput, PilotCopilotModel
+from copilot.tap import embedding_is_frozen
+
+__all__ = ["PairOutput", "PilotCopilotForCausalLM", "PilotCopilotForSeq2SeqLM", "PilotCopilotModel"]
+
+
+class PilotCopilotForCausalLM(PilotCopilotModel):
+    """A decoder-only Pilot and its Copilot."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: CopilotCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        strength: float | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool = True,
+    ) -> PairOutput:
+        """One of two things: both losses of a labelled batch, or one step of generation.
+
+        Args:
+            input_ids: (B, S) int64.
+            attention_mask: (B, S), 0 for padding; 4-D inside `generate` with a static cache.
+            position_ids: (B, S), as the Pilot takes them.
+            past_key_values: the cache of a generation under way.
+            inputs_embeds: (B, S, d) in place of input_ids.
+            labels: (B, S) int64, unshifted, -100 where not supervised. In train mode the round goes to `mistake_log`
+                and the Copilot learns from a round drawn out of it; in eval mode both losses are those of this batch,
+                and `logits` are log p~ at the positions that predict a supervised token, log p^ elsewhere.
+            use_cache: must not be False in a generation.
+            logits_to_keep: accepted for `generate`; a step returns the last position only.
+            strength: lambda; None takes `config.strength`.
+            num_items_in_batch: divide the Pilot's summed loss by this instead of by this batch's supervised tokens.
+            return_dict: must be True.
+
+        Raises:
+            ValueError: neither labels nor a cache: without them the tokens to correct are not known.
+            FloatingPointError: NaN in the Pilot's logits.
+        """
+        strength = self._resolve_strength(strength)
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": position_ids}
+        if labels is not None:
+            supervision = Supervision.causal(labels, attention_mask)
+            # From the first supervised position on; in eval mode the caller gets logits for every position.
+            keep = labels.shape[1] - int(supervision.source.any(0).int().argmax()) if self.training else labels.shape[1]
+            with self.tap(tail=keep) as tapped:
+                outputs = self.pilot(**inputs, attention_mask=attention_mask, logits_to_keep=keep, use_cache=False)
+            replayable = input_ids is not None and embedding_is_frozen(self.pilot)
+            assert tapped.embedding is not None
+            return self._supervised_forward(
+                outputs.logits,
+                supervision,
+                tapped,
+                input_ids[supervision.context] if replayable and input_ids is not None else None,
+                None if replayable else tapped.embedding[supervision.context],
+                strength,
+                num_items_in_batch,
+            )
+        if strength == 0:
+            pilot_cache = None if past_key_values is None else past_key_values.pilot
+            outputs = self.pilot(
+                **inputs,
+                attention_mask=attention_mask,
+                past_key_values=pilot_cache,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+            )
+            return PairOutput(logits=outputs.logits, past_key_values=past_key_values)
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        assert tokens is not None
+        cache = check_step(past_key_values, tokens.shape[1])
+        with self.tap(tail=1) as tapped:
+            outputs = self.pilot(
+                **inputs,
+                attention_mask=attention_mask,
+                past_key_values=cache.pilot,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        context = tapped.embedding if cache.steps == 0 else None
+        logits = self._corrected_step(outputs.logits[:, -1], tapped, tokens, context, cache, strength)
+        return PairOutput(logits=logits[:, None], past_key_values=cache)
+
+
+class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
+    """An encoder-decoder Pilot and its Copilot."""
+
+    _pilot_class = AutoModelForSeq2SeqLM
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        return self.pilot.prepare_decoder_input_ids_from_labels(labels)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: CopilotCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        strength: float | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool = True,
+    ) -> PairOutput:
+        """One of two things: both losses of a labelled batch, or one step of generation.
+
+        Args:
+            input_ids: (B, S_x) int64 encoder input.
+            attention_mask: (B, S_x), 0 for padding.
+            decoder_input_ids: (B, n) int64; derived from labels when those are given.
+            decoder_attention_mask: as the Pilot takes it.
+            encoder_outputs: the encoder's output, when already computed.
+            inputs_embeds: (B, S_x, d) in place of input_ids.
+            labels: (B, S) int64 decoder targets, -100 where not supervised; see `PilotCopilotForCausalLM.forward`.
+            past_key_values, use_cache, strength, num_items_in_batch, return_dict: likewise.
+
+        Raises:
+            ValueError: neither labels nor a cache.
+            FloatingPointError: NaN in the Pilot's logits.
+        """
+        strength = self._resolve_strength(strength)
+        inputs = {
+            "input_ids": input_ids if encoder_outputs is None else None,
+            "inputs_embeds": inputs_embeds if encoder_outputs is None else None,
+            "attention_mask": attention_mask,
+            "encoder_outputs": encoder_outputs,
+        }
+        if labels is not None:
+            decoder_input_ids = self.pilot.prepare_decoder_input_ids_from_labels(labels)
+            with self.tap() as tapped:
+                outputs = self.pilot(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False)
+            context = outputs.encoder_last_hidden_state.detach()
+            real = torch.ones_like(context[..., 0]) if attention_mask is None else attention_mask
+            supervision = Supervision.sequence_to_sequence(labels, real.bool())
+            return self._supervised_forward(
+                outputs.logits, supervision, tapped, None, context[supervision.context], strength, num_items_in_batch
+            )
+        decoder_inputs = {
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+        }
+        if strength == 0:
+            pilot_cache = None if past_key_values is None else past_key_values.pilot
+            outputs = self.pilot(**inputs, **decoder_inputs, past_key_values=pilot_cache, use_cache=use_cache)
+            return PairOutput(logits=outputs.logits, past_key_values=past_key_values)
+        assert decoder_input_ids is not None
+        cache = check_step(past_key_values, decoder_input_ids.shape[1])
+        with self.tap(tail=1) as tapped:
+            outputs = self.pilot(**inputs, **decoder_inputs, past_key_values=cache.pilot, use_cache=True)
+        context = encoder_outputs[0] if cache.steps == 0 else None
+        logits = self._corrected_step(outputs.logits[:, -1], tapped, decoder_input_ids, context, cache, strength)
+        return PairOutput(logits=logits[:, None], past_key_values=cache)

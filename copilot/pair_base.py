@@ -1,0 +1,230 @@
+"""What both kinds of pair share: construction, saving, and the supervised forward."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from copilot.building import build_copilot, check_attachable
+from copilot.cache import CopilotCache
+from copilot.config import CopilotConfig
+from copilot.generation import RectifiedGeneration
+from copilot.loss import Supervision, copilot_loss, pilot_loss, predict
+from copilot.mistake_log import MistakeLog, Round
+from copilot.model import CopilotModel
+from copilot.ops import Mistakes, pool_layers
+from copilot.tap import PilotTap, Tapped, embed
+
+
+@dataclass
+class PairOutput(ModelOutput):
+    """Output of a pair.
+
+    Attributes:
+        loss: pilot_loss + copilot_loss; the two have no parameter in common.
+        logits: (B, S, V) log p~ (float32) where rectified; the Pilot's raw logits when strength is 0.
+        past_key_values: both caches.
+        pilot_loss: cross-entropy (Eq. 2), the mean over supervised tokens.
+        copilot_loss: Eq. 7.
+        mistakes, delta: in eval mode, the mistakes of the supervised tokens and the Copilot's output for them.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: CopilotCache | None = None
+    pilot_loss: Tensor | None = None
+    copilot_loss: Tensor | None = None
+    mistakes: Mistakes | None = None
+    delta: Tensor | None = None
+
+
+class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
+    """What both kinds of pair share. Build one with `from_pilot` or `from_pretrained`.
+
+    Attributes:
+        pilot: the language model.
+        copilot: its Copilot; `config` is the Copilot's configuration.
+        mistake_log: where training rounds go and come from; None trains the Copilot on each fresh round.
+    """
+
+    config_class = CopilotConfig
+    config: CopilotConfig
+    base_model_prefix = "pilot"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _pilot_class: Any = AutoModelForCausalLM
+
+    def __init__(self, pilot: PreTrainedModel, copilot: CopilotModel):
+        super().__init__(copilot.config)
+        check_attachable(pilot, copilot.config)
+        self.pilot = pilot
+        self.copilot = copilot
+        self.config = copilot.config
+        self.generation_config = pilot.generation_config
+        self.tap = PilotTap(pilot, copilot.config.context_layers)
+        self.mistake_log: MistakeLog | None = None
+
+    @classmethod
+    def from_pilot(
+        cls,
+        pilot: PreTrainedModel | str,
+        *,
+        layers: int | str | list[int] = 6,
+        copilot_from: PreTrainedModel | str | None = None,
+        **config: Any,
+    ) -> Self:
+        """A fresh Copilot for a Pilot: layers copied from it, corrections zero until trained.
+
+        Call it before LoRA is injected into the Pilot.
+
+        Args:
+            pilot: a supported model, or the id or folder of one.
+            layers: how many of the decoder layers to copy, evenly spaced; "all" (the paper); or their indices.
+            copilot_from: another model of the same family to take the layers from, for a Copilot of another width.
+            **config: any other field of `CopilotConfig`.
+
+        Raises:
+            UnsupportedArchitectureError: a family without a Copilot.
+            ValueError: layers out of range, contradictory configuration, `copilot_from` of another family.
+            TypeError: `pilot` is no transformers model, or one wrapped by peft.
+        """
+        pilot = cls._resolve_pilot(pilot)
+        source = pilot if copilot_from is None else cls._resolve_pilot(copilot_from)
+        return cls(pilot, build_copilot(pilot, source, layers, config))
+
+    @classmethod
+    def _resolve_pilot(cls, pilot: PreTrainedModel | str) -> PreTrainedModel:
+        if isinstance(pilot, str):
+            return cls._pilot_class.from_pretrained(pilot)
+        if not isinstance(pilot, PreTrainedModel):
+            raise TypeError(
+                f"pilot must be a transformers PreTrainedModel or the id of one; got {type(pilot).__name__} "
+                "(with peft, pass the base model and call pilot.add_adapter(LoraConfig(...)) afterwards)"
+            )
+        return pilot
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], save_pilot: bool = False, **kwargs: Any) -> None:
+        """Write the Copilot as a small directory that loads without its Pilot.
+
+        Args:
+            save_directory: where config.json and model.safetensors go.
+            save_pilot: also write the Pilot to `save_directory`/pilot (only its adapter when it carries one).
+            **kwargs: passed on to `PreTrainedModel.save_pretrained`.
+        """
+        self.copilot.save_pretrained(save_directory, **kwargs)
+        if save_pilot:
+            self.pilot.save_pretrained(Path(save_directory) / "pilot")
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], pilot: PreTrainedModel | str | None = None, **kwargs: Any
+    ) -> Self:
+        """A saved Copilot, attached to a Pilot.
+
+        Args:
+            path: a folder written by `save_pretrained`, or a hub id.
+            pilot: the Pilot to attach to; None takes the saved one (`path`/pilot), else the one named in the config.
+            **kwargs: passed on to `CopilotModel.from_pretrained`.
+
+        Raises:
+            ValueError: no Copilot at `path`, incomplete weights, or a Pilot of another vocabulary or width.
+        """
+        kind = PretrainedConfig.get_config_dict(path)[0].get("model_type")
+        if kind != CopilotConfig.model_type:
+            raise ValueError(f"path must hold a Copilot (model_type 'copilot'); {path} holds {kind!r}")
+        try:
+            copilot, info = CopilotModel.from_pretrained(path, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"path must hold complete weights; {path}: {error}") from error
+        if info["missing_keys"] or info["mismatched_keys"]:
+            wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+            raise ValueError(f"path must hold complete weights; {path} lacks {len(wrong)}, the first is {wrong[0]}")
+        saved = Path(path) / "pilot"
+        if pilot is None:
+            pilot = str(saved) if saved.is_dir() else copilot.config.base_model_name_or_path
+        if pilot is None:
+            raise ValueError(f"pilot must be given: {path} neither holds a Pilot nor names one")
+        return cls(cls._resolve_pilot(pilot), copilot)
+
+    # What generation and the Trainer ask of a model, answered by the Pilot.
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.pilot.get_input_embeddings()
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.pilot.get_output_embeddings()
+
+    def get_encoder(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        return self.pilot.get_encoder(*args, **kwargs)
+
+    def get_decoder(self) -> torch.nn.Module:
+        return self.pilot.get_decoder()
+
+    def can_generate(self) -> bool:
+        return True
+
+    def predict(self, round_: Round) -> Tensor:
+        """delta of every supervised token of a round; see `copilot.loss.predict`."""
+        return predict(self.copilot, round_, lambda ids: embed(self.pilot, ids), self.pilot_tables())
+
+    # Training and teacher-forced scoring.
+
+    def _supervised_forward(
+        self,
+        logits: Tensor,
+        supervision: Supervision,
+        tapped: Tapped,
+        context_ids: Tensor | None,
+        context: Tensor | None,
+        strength: float,
+        num_items_in_batch: Tensor | int | None,
+    ) -> PairOutput:
+        """Both losses of a batch from the Pilot's forward.
+
+        Args:
+            logits: (B, n, V) the Pilot's logits at the last n positions.
+            supervision: of the whole batch.
+            tapped: states of the same forward, at least the last n positions.
+            context_ids, context: packed input ids (T,) of X~, or X~ itself (T, d).
+            strength: lambda, for the logits in eval mode.
+            num_items_in_batch: see `forward`.
+        """
+        n = logits.shape[1]
+        rows = supervision.source[:, -n:].flatten().nonzero().squeeze(1)
+        losses, mistakes = pilot_loss(logits.flatten(0, 1)[rows], supervision, self.config.candidates)
+        round_ = Round(
+            mistakes=mistakes,
+            hidden=pool_layers([h[:, -n:] for h in tapped.hidden], rows, pooling=self.config.pooling),
+            lengths=supervision.source.sum(1),
+            visible=supervision.visible,
+            context_lengths=supervision.context.sum(1),
+            context_ids=context_ids,
+            context=context,
+        )
+        if self.training and self.mistake_log is not None:
+            self.mistake_log.append(round_)
+            round_ = self.mistake_log.draw(logits.device)
+        delta = self.predict(round_)
+        of_copilot = copilot_loss(self.copilot, round_.mistakes, delta)
+        of_pilot = losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+        output = PairOutput(loss=of_pilot + of_copilot, pilot_loss=of_pilot, copilot_loss=of_copilot)
+        if not self.training:
+            output = replace(output, mistakes=mistakes, delta=delta)
+            output.logits = self._scored(logits, rows, mistakes, delta, strength)
+        return output
+
+    def _scored(self, logits: Tensor, rows: Tensor, mistakes: Mistakes, delta: Tensor, strength: float) -> Tensor:
+        """(B, n, V): log p~ in the supervised rows and the Pilot's log p^ in the others; raw logits at strength 0."""
+        if strength == 0:
+            return logits
+        scored = torch.log_softmax(logits.float(), dim=-1).flatten(0, 1)
+        fused = self._rectify(logits.flatten(0, 1)[rows], delta, mistakes.top_index, strength)
+        return scored.index_copy(0, rows, fused).view_as(logits)

@@ -1,0 +1,93 @@
+"""PilotTap: what we read out of a Hugging Face decoder while it runs, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from copilot.config import DECODER_ONLY, ENCODER_DECODER, UnsupportedArchitectureError
+
+
+@dataclass
+class Tapped:
+    """What one forward of the Pilot left behind, detached.
+
+    Attributes:
+        embedding: (B, S, d) the input of the first decoder layer; for a decoder-only Pilot this is X~.
+        hidden: per tapped layer (B, S or `tail`, d), its output before any final norm.
+    """
+
+    embedding: Tensor | None = None
+    hidden: list[Tensor] = field(default_factory=list)
+
+
+def text_config(pilot: PreTrainedModel) -> PretrainedConfig:
+    """The configuration of the Pilot's decoder; UnsupportedArchitectureError for a family without a Copilot."""
+    config = pilot.config.get_text_config(decoder=True)
+    if config.model_type not in DECODER_ONLY + ENCODER_DECODER:
+        raise UnsupportedArchitectureError(config.model_type)
+    return config
+
+
+def decoder_layers(pilot: PreTrainedModel) -> nn.ModuleList:
+    """The list of the Pilot's decoder layers."""
+    config = text_config(pilot)
+    decoder = pilot.get_decoder()
+    return decoder.block if config.model_type in ENCODER_DECODER else decoder.layers
+
+
+class PilotTap:
+    """Reads the decoder's first input and its layers' outputs through forward hooks.
+
+    Args:
+        pilot: a supported model.
+        context_layers: "first_half" and "second_half" tap that half of the layers, everything else all of them.
+    """
+
+    def __init__(self, pilot: PreTrainedModel, context_layers: str):
+        layers = list(decoder_layers(pilot))
+        half = len(layers) // 2
+        self.first = layers[0]
+        self.layers = {"first_half": layers[: max(half, 1)], "second_half": layers[half:]}.get(context_layers, layers)
+
+    @contextmanager
+    def __call__(self, tail: int | None = None) -> Iterator[Tapped]:
+        """Record the forwards that run inside the context.
+
+        Args:
+            tail: keep only the last `tail` positions of each layer, so that a long prefill keeps no full states.
+        """
+        tapped = Tapped()
+
+        def take_embedding(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            tapped.embedding = (args[0] if args else kwargs["hidden_states"]).detach()
+
+        def take_hidden(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            hidden = (output[0] if isinstance(output, tuple) else output).detach()
+            if tail is not None and tail < hidden.shape[1]:
+                hidden = hidden[:, -tail:].clone()  # a view would keep the whole tensor alive
+            tapped.hidden.append(hidden)
+
+        handles = [self.first.register_forward_pre_hook(take_embedding, with_kwargs=True)]
+        handles += [layer.register_forward_hook(take_hidden) for layer in self.layers]
+        try:
+            yield tapped
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def embedding_is_frozen(pilot: PreTrainedModel) -> bool:
+    """Whether X~ of a decoder-only Pilot can be recomputed from its input ids at any later time."""
+    return not any(parameter.requires_grad for parameter in pilot.get_input_embeddings().parameters())
+
+
+@torch.no_grad()
+def embed(pilot: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """X~ of a decoder-only Pilot from its input ids: (B, S) -> (B, S, d)."""
+    return pilot.get_input_embeddings()(input_ids)

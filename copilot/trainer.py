@@ -1,0 +1,399 @@
+"""CopilotTrainer: Hugging Face's Trainer for a Pilot and its Copilot (Algorithm 1)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCardData
+from peft import PeftConfig, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType
+
+from copilot.data import IGNORE_INDEX, DataCollator, prepare_dataset
+from copilot.loop import parameter_groups
+from copilot.mistake_log import MistakeLog
+from copilot.model import CopilotModel
+from copilot.pair import PilotCopilotModel
+
+Rows: TypeAlias = Dataset | list[dict[str, Any]]
+
+ADAPTER_PREFIX = "base_model.model."  # save_pretrained writes it before each name of an adapter
+
+
+@dataclass
+class CopilotTrainingArguments(TrainingArguments):
+    """TrainingArguments with a second model to train. `learning_rate` and `weight_decay` are the Pilot's.
+
+    Raises:
+        ValueError: an option of TrainingArguments that the pair cannot honour.
+    """
+
+    learning_rate: float = field(default=3e-4, metadata={"help": "The Pilot's peak learning rate."})
+    copilot_learning_rate: float = field(default=5e-4, metadata={"help": "The Copilot's peak learning rate."})
+    copilot_weight_decay: float = field(default=0.0, metadata={"help": "The Copilot's weight decay."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Schedule of both rates."})
+    log_rounds: int = field(default=128, metadata={"help": "Optimizer steps whose rounds the Mistake Log holds."})
+    log_hidden_dtype: str = field(
+        default="bfloat16", metadata={"help": "The Mistake Log keeps states as 'bfloat16', 'int8' or 'float32'."}
+    )
+    max_length: int = field(default=256, metadata={"help": "Tokens a row may have; see prepare_dataset."})
+    completion_only_loss: bool = field(default=True, metadata={"help": "Do not supervise prompts."})
+    assistant_only_loss: bool = field(default=False, metadata={"help": "Supervise only what the assistant said."})
+    prediction_loss_only: bool = field(
+        default=True, metadata={"help": "Do not gather (rows, tokens, vocabulary) logits."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Prepared rows hold no unused columns."})
+    # The filter reads each loss on the host and hides what it filters; a NaN of the Pilot raises instead.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Replace NaN losses in the logs."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: both losses come from one forward and use every parameter."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_smoothing_factor != 0:
+            raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}, the pair supports only 0")
+        if self.activation_checkpointing:
+            raise ValueError(
+                "activation_checkpointing is True, expected False: call pair.pilot.activation_checkpointing_enable(), "
+                "the Copilot has no need of it"
+            )
+        if self.fsdp or self.deepspeed:
+            raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")
+
+
+class CopilotTrainer(Trainer):
+    """Trains a Pilot and its Copilot side by side.
+
+    Every micro-batch is a round: the Pilot's forward, its round appended to the Mistake Log, a round drawn from the
+    log, the Copilot's forward on that. One AdamW updates both with their own learning rates; gradients are clipped
+    per model. Logged: `ce` (Pilot, per token), `rmse` (Copilot, Eq. 7), `learning_rate`, `copilot_learning_rate`.
+
+    Args:
+        model: the pair.
+        args: defaults to `CopilotTrainingArguments("trainer_output")`.
+        train_dataset: raw or tokenised rows, see `prepare_dataset`.
+        eval_dataset: the same, or several by name.
+        processing_class: the tokenizer; None is fine for tokenised rows.
+        callbacks: more callbacks for the training loop.
+        peft_config: adapters to inject into the Pilot; the Copilot keeps the Pilot's original layers.
+
+    Raises:
+        ValueError: a model that is no pair, a Pilot that has adapters already, or unusable data.
+    """
+
+    model: PilotCopilotModel
+    args: CopilotTrainingArguments
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(
+        self,
+        model: PilotCopilotModel,
+        args: CopilotTrainingArguments | None = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | dict[str, Rows] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        if not isinstance(model, PilotCopilotModel):
+            raise ValueError(f"model is a {type(model).__name__}, expected a pair (PilotCopilotForCausalLM.from_pilot)")
+        args = CopilotTrainingArguments("trainer_output") if args is None else args
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {args.n_gpu} GPUs, expected 1: start one process for each with torchrun, or set "
+                "CUDA_VISIBLE_DEVICES"
+            )
+        if peft_config is not None and has_adapters(model):
+            raise ValueError(f"peft_config is given, but the Pilot has the adapters {model.pilot.active_adapters()}")
+        prepare = partial(
+            prepare_dataset,
+            processing_class=processing_class,
+            max_length=args.max_length,
+            is_encoder_decoder=model.config.is_encoder_decoder,
+            completion_only_loss=args.completion_only_loss,
+            assistant_only_loss=args.assistant_only_loss,
+        )
+        with args.main_process_first(desc="preparing datasets"):
+            if train_dataset is not None:
+                train_dataset = prepare(train_dataset)
+            if isinstance(eval_dataset, Mapping):
+                eval_dataset = {name: prepare(rows) for name, rows in eval_dataset.items()}
+            elif eval_dataset is not None:
+                eval_dataset = prepare(eval_dataset)
+        if peft_config is not None:
+            torch.manual_seed(args.seed)  # the same adapters in every process and every run
+            model.pilot.add_adapter(peft_config)
+        # Padding is masked everywhere, so any token will do where the tokenizer names none.
+        pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=DataCollator(pad_token_id, model.config.is_encoder_decoder),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        # The pair's forward takes num_items_in_batch: tokens of all micro-batches and processes of one step.
+        self.model_accepts_loss_kwargs = True
+        model.mistake_log = self.mistake_log = MistakeLog(
+            args.log_rounds * args.gradient_accumulation_steps, seed=args.seed, hidden_dtype=args.log_hidden_dtype
+        )
+        # A mean of squares is what adds up over batches; an RMSE is squared first.
+        self._copilot_metric, self._power = {"rmse": ("rmse", 2)}.get(model.config.loss, ("copilot_loss", 1))
+        # On the device. Since the last log line: Pilot's loss, Copilot's loss, steps.
+        self._train_sums = torch.zeros(3, device=args.device)
+        # Over an evaluation: Pilot's loss and Copilot's loss to that power, summed over tokens; tokens.
+        self._eval_sums = torch.zeros(3, device=args.device)
+
+    # ---- Optimisation ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """One optimizer, with parameter groups for the Pilot and for the Copilot."""
+        if self.optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = optimizer_class(self._parameter_groups(), **options)
+        return self.optimizer
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(
+            self.model,
+            learning_rate=self.args.learning_rate,
+            copilot_learning_rate=self.args.copilot_learning_rate,
+            weight_decay=self.args.weight_decay,
+            copilot_weight_decay=self.args.copilot_weight_decay,
+        )
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        # Clipped together, a large gradient of one model would slow the other.
+        self.accelerator.unscale_gradients()
+        parts, limit = (self.model.pilot, self.model.copilot), self.args.max_grad_norm
+        norms = [nn.utils.clip_grad_norm_(part.parameters(), limit) for part in parts]
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def _get_learning_rate(self) -> float:
+        # Trainer asks once a step, before the schedule moves on: the rates this step used.
+        self._copilot_learning_rate = self.lr_scheduler.get_last_lr()[-1]
+        return super()._get_learning_rate()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The sum of both losses, scaled so that accumulated and distributed gradients equal one large batch's."""
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        pilot_loss, copilot_loss = outputs.pilot_loss, outputs.copilot_loss
+        if model.training:
+            if self.args.average_tokens_across_devices:
+                # The tokens of all processes were counted, and DDP averages over processes.
+                pilot_loss = pilot_loss * self.accelerator.num_processes
+            copilot_loss = copilot_loss / self.current_gradient_accumulation_steps
+            step = pilot_loss.new_tensor(1 / self.current_gradient_accumulation_steps)
+            self._train_sums += torch.stack([pilot_loss, copilot_loss, step]).detach()
+        else:
+            tokens = inputs["labels"].ne(IGNORE_INDEX).sum()
+            sums = pilot_loss * num_items_in_batch, copilot_loss**self._power * tokens, tokens
+            self._eval_sums += torch.stack(sums).detach()
+        loss = pilot_loss + copilot_loss
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- Logs ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add `ce`, `rmse` (means over the steps since the last line) and the Copilot's learning rate."""
+        if "learning_rate" in logs:
+            cross_entropy, copilot_loss, steps = self.accelerator.reduce(self._train_sums, "sum").tolist()
+            self._train_sums.zero_()
+            logs |= {
+                "ce": cross_entropy / steps,
+                self._copilot_metric: copilot_loss / steps,
+                "copilot_learning_rate": self._copilot_learning_rate,
+            }
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's, reporting `ce` and `rmse` over all tokens, and their sum as the loss."""
+        self._eval_sums.zero_()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        pilot_sum, copilot_sum, tokens = self.accelerator.reduce(self._eval_sums, "sum").tolist()
+        cross_entropy, copilot_loss = pilot_sum / tokens, (copilot_sum / tokens) ** (1 / self._power)
+        names = ("loss", "ce", self._copilot_metric)
+        values = (cross_entropy + copilot_loss, cross_entropy, copilot_loss)
+        output.metrics.update({f"{metric_key_prefix}_{name}": v for name, v in zip(names, values, strict=True)})
+        return output
+
+    # ---- Checkpoints ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write pair, tokenizer, arguments and model card; a file appears when it is complete."""
+        if not self.args.should_save:
+            return
+        target = Path(output_dir or self.args.output_dir)
+        unfinished = target / ".unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+        unfinished.mkdir(parents=True)
+        self.model.save_pretrained(unfinished, save_pilot=True)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(unfinished)
+        torch.save(self.args, unfinished / "training_args.bin")
+        (unfinished / "README.md").write_text(self._model_card(), encoding="utf-8")
+        for file in [path for path in unfinished.rglob("*") if path.is_file()]:
+            finished = target / file.relative_to(unfinished)
+            finished.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(finished)
+        shutil.rmtree(unfinished)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.mistake_log.save(self._log_path(output_dir))
+
+    def _log_path(self, checkpoint: str | os.PathLike[str]) -> Path:
+        return Path(checkpoint) / f"mistake_log_{self.args.process_index}.safetensors"
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Restore weights and Mistake Log. Everything is read and checked before anything is changed."""
+        checkpoint = Path(resume_from_checkpoint)
+        try:
+            self._check_resumable(checkpoint)
+            weights = read_weights(self.model, checkpoint)
+            self.mistake_log.load(self._log_path(checkpoint))  # changes nothing when it fails
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"checkpoint {checkpoint} cannot be resumed: {error}") from error
+        write_weights(self.model, *weights)
+
+    def _check_resumable(self, checkpoint: Path) -> None:
+        """Raise ValueError where Trainer would fail, or go on differently, after the weights have been changed."""
+        several, rank = self.args.world_size > 1, self.args.process_index
+        archives = ["optimizer.pt", "scheduler.pt", f"rng_state_{rank}.pth" if several else "rng_state.pth"]
+        missing = [name for name in ["trainer_state.json", *archives] if not (checkpoint / name).is_file()]
+        if missing:
+            raise ValueError(f"no {', '.join(missing)}")
+        logs = len(list(checkpoint.glob("mistake_log_*.safetensors")))
+        if logs != self.args.world_size:
+            raise ValueError(f"it holds the Mistake Logs of {logs} processes, this run has {self.args.world_size}")
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        truncated = [name for name in archives if not zipfile.is_zipfile(checkpoint / name)]
+        if truncated:
+            raise ValueError(f"{', '.join(truncated)} is truncated")
+        saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", mmap=True, weights_only=True)
+        sizes = [len(group["params"]) for group in saved["param_groups"]]
+        expected = [len(group["params"]) for group in self._parameter_groups()]
+        if sizes != expected:
+            raise ValueError(f"its optimizer has groups of {sizes} parameters, this run's has {expected}")
+
+    def _load_best_model(self) -> None:
+        write_weights(self.model, *read_weights(self.model, Path(self.state.best_model_checkpoint)))
+
+    # ---- Model card ----
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write README.md to the output folder."""
+        if self.is_world_process_zero():
+            Path(self.args.output_dir, "README.md").write_text(self._model_card(), encoding="utf-8")
+
+    def _model_card(self) -> str:
+        name = self.hub_model_id or Path(self.args.output_dir).absolute().name
+        pilot = self.model.config.base_model_name_or_path
+        tags = ["generated_from_trainer", "transformer-copilot"]
+        data = ModelCardData(base_model=pilot, library_name="transformers", model_name=name, tags=tags)
+        pair_class = type(self.model).__name__
+        return MODEL_CARD.format(data=data, name=name, pilot=pilot or "A Pilot", pair_class=pair_class, args=self.args)
+
+
+MODEL_CARD = """---
+{data}
+---
+
+# {name}
+
+{pilot}, fine-tuned together with a Copilot that learns from its Mistake Log and rectifies its predictions
+([Transformer Copilot](https://arxiv.org/abs/2505.16270)).
+
+## Quick start
+
+```python
+from copilot import {pair_class}
+from transformers import AutoTokenizer
+
+pair = {pair_class}.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+inputs = tokenizer("...", return_tensors="pt")
+print(tokenizer.decode(pair.generate(**inputs, max_new_tokens=64)[0]))
+```
+
+## Training
+
+Learning rates {args.learning_rate} (Pilot) and {args.copilot_learning_rate} (Copilot), seed {args.seed},
+{args.train_batch_size} rows a process and micro-batch, {args.gradient_accumulation_steps} accumulation steps.
+"""
+
+
+def read_weights(pair: PilotCopilotModel, directory: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read what `pair.save_pretrained(directory, save_pilot=True)` wrote, without changing the pair.
+
+    Returns:
+        State of the Copilot, and of the Pilot or, when it has adapters, of its active adapter.
+
+    Raises:
+        ValueError: weights that are not this pair's.
+    """
+    copilot = read_model(CopilotModel, directory)
+    check_equal_shapes("Copilot", copilot, pair.copilot.state_dict())
+    if has_adapters(pair):
+        saved = load_file(directory / "pilot" / "adapter_model.safetensors")
+        pilot = {name.removeprefix(ADAPTER_PREFIX): tensor for name, tensor in saved.items()}
+        check_equal_shapes("Pilot's adapter", pilot, pair.pilot.get_adapter_state_dict())
+    else:
+        pilot = read_model(type(pair.pilot), directory / "pilot")
+        check_equal_shapes("Pilot", pilot, pair.pilot.state_dict())
+    return copilot, pilot
+
+
+def read_model(model_class: type[PreTrainedModel], directory: Path) -> dict[str, Tensor]:
+    """State of a saved model; its own class knows how it was written (shards, renamed and tied weights)."""
+    model, info = model_class.from_pretrained(directory, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{directory} lacks the weights {sorted(info['missing_keys'])[:3]}")
+    return model.state_dict()
+
+
+def check_equal_shapes(owner: str, saved: dict[str, Tensor], current: dict[str, Tensor]) -> None:
+    """Raise ValueError, naming some of the tensors that one side lacks or that differ in shape."""
+    saved_shapes = {(name, tuple(tensor.shape)) for name, tensor in saved.items()}
+    current_shapes = {(name, tuple(tensor.shape)) for name, tensor in current.items()}
+    if saved_shapes != current_shapes:
+        raise ValueError(
+            f"its {owner} has the weights {sorted(saved_shapes - current_shapes)[:3]}, "
+            f"this run's has {sorted(current_shapes - saved_shapes)[:3]}"
+        )
+
+
+def write_weights(pair: PilotCopilotModel, copilot: dict[str, Tensor], pilot: dict[str, Tensor]) -> None:
+    """Put the result of `read_weights` into the pair, in place."""
+    pair.copilot.load_state_dict(copilot)
+    if has_adapters(pair):
+        set_peft_model_state_dict(pair.pilot, pilot, adapter_name=pair.pilot.active_adapters()[0])
+    else:
+        pair.pilot.load_state_dict(pilot)
+
+
+def has_adapters(pair: PilotCopilotModel) -> bool:
+    """Whether the Pilot trains adapters, so that only these are saved."""
+    return bool(getattr(pair.pilot, "peft_config", None))

@@ -1,0 +1,155 @@
+"""Rows of text become supervised tokens, and rows become batches."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+
+from copilot.data import DataCollator, prepare_dataset
+
+IGNORED = -100
+
+
+def decoded(tokenizer, row) -> tuple[str, str]:
+    """All tokens of a row, and its supervised ones."""
+    supervised = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+    assert supervised == [label for label in row["labels"] if label != IGNORED]
+    return tokenizer.decode(row["input_ids"]), tokenizer.decode(supervised)
+
+
+def test_a_completion_is_supervised_up_to_its_end_token(tokenizer):
+    rows = prepare_dataset([{"prompt": "w1 w2", "completion": "w3 w4", "id": 7}], tokenizer)
+    assert rows.column_names == ["input_ids", "labels"]
+    assert decoded(tokenizer, rows[0]) == ("<bos> w1 w2 w3 w4 <eos>", "w3 w4 <eos>")
+
+
+def test_the_prompt_is_supervised_too_on_request(tokenizer):
+    rows = prepare_dataset([{"prompt": "w1 w2", "completion": "w3"}], tokenizer, completion_only_loss=False)
+    # Not <bos>: nothing predicts the first token.
+    assert decoded(tokenizer, rows[0]) == ("<bos> w1 w2 w3 <eos>", "w1 w2 w3 <eos>")
+
+
+def test_a_datasets_dataset_and_a_list_give_the_same_rows(tokenizer):
+    raw = [{"prompt": "w1", "completion": "w2"}, {"prompt": "w3 w4", "completion": "w5"}]
+    assert prepare_dataset(Dataset.from_list(raw), tokenizer)[:] == prepare_dataset(raw, tokenizer)[:]
+
+
+def test_a_long_prompt_loses_its_beginning(tokenizer):
+    rows = prepare_dataset([{"prompt": "w1 w2 w3 w4", "completion": "w5"}], tokenizer, max_length=4)
+    assert decoded(tokenizer, rows[0]) == ("w3 w4 w5 <eos>", "w5 <eos>")
+
+
+def test_a_long_completion_loses_its_end(tokenizer):
+    rows = prepare_dataset([{"prompt": "w1", "completion": "w2 w3 w4 w5 w6"}], tokenizer, max_length=4)
+    assert decoded(tokenizer, rows[0]) == ("w2 w3 w4 w5", "w3 w4 w5")
+
+
+def test_text_is_supervised_but_for_its_first_token(tokenizer):
+    rows = prepare_dataset([{"text": "w1 w2 w3"}], tokenizer)
+    assert decoded(tokenizer, rows[0]) == ("<bos> w1 w2 w3 <eos>", "w1 w2 w3 <eos>")
+
+
+CONVERSATION = [
+    {"role": "user", "content": "w1"},
+    {"role": "assistant", "content": "w2 w3"},
+    {"role": "user", "content": "w4"},
+    {"role": "assistant", "content": "w5"},
+]
+
+
+def test_a_conversation_is_rendered_by_the_chat_template(tokenizer):
+    rows = prepare_dataset([{"messages": CONVERSATION}], tokenizer)
+    rendered = tokenizer.apply_chat_template(CONVERSATION)["input_ids"]
+    assert rows[0]["input_ids"] == rendered
+    assert rows[0]["labels"] == [IGNORED, *rendered[1:]]
+
+
+def test_only_the_assistant_is_supervised_on_request(tokenizer):
+    rows = prepare_dataset([{"messages": CONVERSATION}], tokenizer, assistant_only_loss=True)
+    assert rows[0]["input_ids"] == tokenizer.apply_chat_template(CONVERSATION)["input_ids"]
+    assert decoded(tokenizer, rows[0])[1] == "w2 w3 <end> w5 <end>"
+
+
+def test_what_follows_the_last_answer_is_kept_unsupervised(tokenizer):
+    rows = prepare_dataset([{"messages": CONVERSATION[:3]}], tokenizer, assistant_only_loss=True)
+    assert rows[0]["input_ids"] == tokenizer.apply_chat_template(CONVERSATION[:3])["input_ids"]
+    assert decoded(tokenizer, rows[0])[1] == "w2 w3 <end>"
+
+
+def test_a_long_conversation_loses_its_beginning(tokenizer):
+    rows = prepare_dataset([{"messages": CONVERSATION}], tokenizer, max_length=3, assistant_only_loss=True)
+    assert decoded(tokenizer, rows[0]) == ("<assistant> w5 <end>", "w5 <end>")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages | length }}" + tokenizer.chat_template)
+    with pytest.raises(ValueError, match="changes earlier turns when message 1 is added"):
+        prepare_dataset([{"messages": CONVERSATION}], tokenizer, assistant_only_loss=True)
+
+
+def test_tokenised_rows_are_taken_as_they_are_and_need_no_tokenizer():
+    raw = [{"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]}]
+    assert prepare_dataset(raw, None)[0] == raw[0]
+    assert prepare_dataset(raw, None, max_length=3)[0] == {"input_ids": [6, 7, 8], "labels": [IGNORED, 7, 8]}
+
+
+def test_an_encoder_reads_the_prompt_and_the_completion_is_the_target(tokenizer):
+    rows = prepare_dataset([{"prompt": "w1 w2", "completion": "w3"}], tokenizer, is_encoder_decoder=True)
+    assert tokenizer.decode(rows[0]["input_ids"]) == "<bos> w1 w2"
+    assert tokenizer.decode(rows[0]["labels"]) == "<bos> w3 <eos>"
+    short = prepare_dataset(
+        [{"prompt": "w1 w2", "completion": "w3 w4"}], tokenizer, is_encoder_decoder=True, max_length=2
+    )
+    assert tokenizer.decode(short[0]["input_ids"]) == "<bos> w1"
+    assert tokenizer.decode(short[0]["labels"]) == "<bos> w3"
+
+
+def test_unsupervised_rows_are_dropped_with_one_warning(caplog):
+    raw = [{"input_ids": [5, 6], "labels": [IGNORED, 6]}] + 3 * [{"input_ids": [5, 6], "labels": [5, IGNORED]}]
+    with caplog.at_level(logging.WARNING, logger="copilot.data"):
+        rows = prepare_dataset(raw, None)
+    assert len(rows) == 1
+    assert [record.getMessage() for record in caplog.records] == ["Dropped 3 of 4 rows without a supervised token."]
+
+
+@pytest.mark.parametrize(
+    ("raw", "options", "message"),
+    [
+        ([], {}, "dataset is empty"),
+        ([{"question": "w1"}], {}, r"columns \['question'\], expected \{input_ids, labels\}"),
+        ([{"text": "w1"}], {"is_encoder_decoder": True}, r"columns \['text'\], expected .* or \{prompt, completion\}$"),
+        ([{"prompt": "w1", "completion": ["w2"]}], {}, "the column completion holds list, expected strings"),
+        ([{"text": "w1"}], {"max_length": 1}, "max_length is 1, expected at least 2"),
+        ([{"text": "w1"}], {"assistant_only_loss": True}, "assistant_only_loss needs the column messages"),
+        ([{"input_ids": [1, 2], "labels": [IGNORED] * 2}], {}, "no row of the dataset has a supervised token"),
+        ([{"input_ids": [1, 2], "labels": [1]}], {}, "2 input_ids and 1 labels"),
+    ],
+)
+def test_unusable_data_is_named(tokenizer, raw, options, message):
+    with pytest.raises(ValueError, match=message):
+        prepare_dataset(raw, tokenizer, **options)
+
+
+def test_text_without_a_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="processing_class is None"):
+        prepare_dataset([{"text": "w1"}], None)
+
+
+def test_decoder_only_rows_end_together():
+    rows = [{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8, 9], "labels": [IGNORED, 9]}]
+    batch = DataCollator(pad_token_id=1)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [1, 8, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [IGNORED, IGNORED, 9]]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_encoder_decoder_rows_start_together():
+    rows = [{"input_ids": [5, 6, 7], "labels": [6]}, {"input_ids": [8, 9], "labels": [9, 3]}]
+    batch = DataCollator(pad_token_id=1, is_encoder_decoder=True)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 1]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[6, IGNORED], [9, 3]]

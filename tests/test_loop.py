@@ -1,0 +1,71 @@
+"""The plain loop and CopilotTrainer are the same algorithm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from copilot import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
+from copilot.data import DataCollator, prepare_dataset
+from copilot.loop import train
+from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+
+# Eleven rows of different lengths: six batches, so the last of four steps an epoch has fewer batches, the last batch
+# fewer rows.
+ROWS = [
+    {"prompt": f"w{i} w{i + 1}", "completion": " ".join(f"w{j}" for j in range(i, i + 1 + i % 4))} for i in range(11)
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bf16"), [("llama", False), ("llama", True), ("t5", False)], ids=["llama", "llama-bf16", "t5"]
+)
+def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_path, kind, bf16):
+    def make_pair() -> PilotCopilotForCausalLM | PilotCopilotForSeq2SeqLM:
+        pair_class = PilotCopilotForSeq2SeqLM if kind == "t5" else PilotCopilotForCausalLM
+        pilot = tiny_pilot(kind)
+        torch.manual_seed(1)
+        return pair_class.from_pilot(pilot, layers=2, candidates=8)
+
+    with_trainer, with_loop = make_pair(), make_pair()
+    shared = {
+        "learning_rate": 1e-2,
+        "copilot_learning_rate": 2e-2,
+        "weight_decay": 0.1,
+        "copilot_weight_decay": 0.2,
+        "warmup_steps": 2,
+        "log_rounds": 2,
+        "bf16": bf16,
+        "seed": 5,
+    }
+    args = CopilotTrainingArguments(
+        str(tmp_path),
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_grad_norm=0.5,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        **shared,
+    )
+    CopilotTrainer(with_trainer, args, ROWS, processing_class=tokenizer).train()
+
+    is_encoder_decoder = kind == "t5"
+    train(
+        with_loop,
+        prepare_dataset(ROWS, tokenizer, is_encoder_decoder=is_encoder_decoder),
+        DataCollator(tokenizer.pad_token_id, is_encoder_decoder),
+        epochs=2,
+        batch_size=2,
+        accumulation_steps=2,
+        max_gradient_norm=0.5,
+        shuffle=False,
+        **shared,
+    )
+    start, expected, actual = (pair.state_dict() for pair in (make_pair(), with_trainer, with_loop))
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+    for part in ("pilot.", "copilot."):
+        assert any(not torch.equal(start[name], actual[name]) for name in start if name.startswith(part))

@@ -1,0 +1,184 @@
+"""The twelve tasks: reading the LLM-Adapters layout, finding answers in generated text, judging them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from copilot.tasks import TASKS, Example, evaluate_equation, evaluate_expression, exact_match, read_examples
+
+ROW = {"instruction": "How many?", "input": "", "output": "Two and two. The answer is 4.", "answer": "4"}
+DATA = os.environ.get("COPILOT_DATA")
+needs_data = pytest.mark.skipif(DATA is None, reason="COPILOT_DATA names no folder of data sets")
+
+
+def write(root: Path, task: str, content: Any, split: str = "test") -> None:
+    path = root / task / f"{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def test_a_row_becomes_a_prompt_a_completion_and_an_answer(tmp_path: Path) -> None:
+    write(tmp_path, "gsm8k", [ROW])
+    assert read_examples(tmp_path, "gsm8k", "test") == [
+        Example("Question: How many?\nAnswer:", " Two and two. The answer is 4.", "4", "gsm8k")
+    ]
+
+
+def test_the_input_follows_the_instruction_on_a_line_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, "gsm8k", [ROW | {"input": "There are two pairs."}])
+    assert read_examples(tmp_path, "gsm8k", "test")[0].prompt == "Question: How many?\nThere are two pairs.\nAnswer:"
+
+
+def test_an_instruction_may_hold_braces(tmp_path: Path) -> None:
+    write(tmp_path, "boolq", [ROW | {"instruction": "is {x} a set?"}])
+    assert read_examples(tmp_path, "boolq", "test")[0].prompt == "is {x} a set?"
+
+
+def test_an_empty_output_gives_an_empty_completion(tmp_path: Path) -> None:
+    write(tmp_path, "mawps", [ROW | {"output": ""}])
+    assert read_examples(tmp_path, "mawps", "test")[0].completion == ""
+
+
+def test_a_numeric_answer_is_read_as_its_text(tmp_path: Path) -> None:
+    write(tmp_path, "SVAMP", [ROW | {"answer": 4.0}])
+    assert read_examples(tmp_path, "SVAMP", "test")[0].answer == "4.0"
+
+
+def test_an_unknown_task_is_refused_with_the_accepted_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="task is 'chess'; accepted are piqa, "):
+        read_examples(tmp_path, "chess", "test")
+
+
+def test_an_unknown_split_is_refused_with_the_accepted_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="split is 'dev'; accepted are train, valid, test"):
+        read_examples(tmp_path, "piqa", "dev")  # type: ignore[arg-type]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no piqa/valid\.json"):
+        read_examples(tmp_path, "piqa", "valid")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON"),
+        ("[{", "is not JSON"),
+        ([], "holds an empty list; accepted is a non-empty list of objects"),
+        ({"data": []}, "holds dict; accepted is a non-empty list of objects"),
+        ([ROW, "text"], "entry 1 is str; accepted is an object with the fields instruction, input, output, answer"),
+        ([{"instruction": "How many?", "input": ""}], "entry 0 lacks output, answer; required are"),
+        ([ROW | {"output": None}], "entry 0: output is None; accepted is text"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_with_the_place(tmp_path: Path, content: Any, message: str) -> None:
+    write(tmp_path, "mawps", content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_examples(tmp_path, "mawps", "test")
+    assert "test.json" in str(error.value)
+
+
+def test_the_paper_has_twelve_tasks_beside_the_generated_problems() -> None:
+    kinds = [task.kind for name, task in TASKS.items() if name != "arithmetic_problems"]
+    assert len(kinds) == 12
+    assert kinds.count("commonsense") == 6
+    assert kinds.count("arithmetic") + kinds.count("equation") == 4
+    assert kinds.count("recommendation") == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "answer"),
+    [
+        ("piqa", " the correct answer is solution2", "solution2"),
+        ("winogrande", "Option1, not option2", "option1"),
+        ("hellaswag", "ending4", "ending4"),
+        ("boolq", " the correct answer is True.", "true"),
+        ("boolq", "untrue", None),
+        ("social_i_qa", "answer4 or answer3", "answer3"),
+        ("openbookqa", "answer10", None),
+        ("AQuA", "A train leaves (B). The answer is (D).", "D"),
+        ("AQuA", "So the answer is C", "C"),
+        ("AQuA", "First (A), hence (E)", "E"),
+        ("AQuA", " B.", "B"),
+        ("AQuA", "A man buys a cow", None),
+        ("gsm8k", "He has 12. The answer is 1,250. Question: 7?", 1250.0),
+        ("gsm8k", "The answer is $18.50.", 18.5),
+        ("gsm8k", "The answer is unknown.\nPerhaps 16 - 3 = 13.", 13.0),
+        ("SVAMP", "The answer is -7", -7.0),
+        ("SVAMP", "so 5-3", 3.0),
+        ("SVAMP", "no idea", None),
+        ("mawps", " X=((22.0-14.0)/4.0)", 2.0),
+        ("mawps", "x = 3*6\nQuestion: 4?", 18.0),
+        ("lastfm", " LastFM item_1253, LastFM item_7", "item_1253"),
+        ("beauty", "nothing", None),
+    ],
+)
+def test_the_answer_is_found_in_generated_text(task: str, text: str, answer: str | float | None) -> None:
+    assert TASKS[task].extract(text) == answer
+
+
+def test_numbers_are_equal_within_a_thousandth() -> None:
+    assert TASKS["mawps"].is_correct("X=(2.0/3.0)", "0.6667")
+    assert not TASKS["mawps"].is_correct("X=0.665", "0.6667")
+    assert not TASKS["gsm8k"].is_correct("The answer is 5605.", "5600")
+    assert TASKS["gsm8k"].is_correct("The answer is 5600.0", "5,600")
+
+
+def test_a_text_without_an_answer_is_wrong() -> None:
+    assert not any(task.is_correct("", "4") for task in TASKS.values())
+
+
+def test_exact_match_ignores_only_the_white_space_around() -> None:
+    assert exact_match(" X=(1+2)\n", "X=(1+2)")
+    assert not exact_match("X=(1 +2)", "X=(1+2)")
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [("2+3*4", 14.0), ("-(2 - 5)", 3.0), ("((1.5+.5)/4)", 0.5), ("7", 7.0), ("--2", 2.0)],
+)
+def test_arithmetic_is_evaluated(expression: str, value: float) -> None:
+    assert evaluate_expression(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *["", "1/0", "1/(2-2)", "2**3", "7//2", "+1", "5(3)", "()", "...", "(1+2", "1 2", "012", "x+1", "1e5", "1,2"],
+        *["1_0", "__import__('os').getcwd()", "9" * 400, "9" * 5000, "(" * 500 + "1" + ")" * 500, "-" * 100_000 + "1"],
+    ],
+)
+def test_what_is_not_arithmetic_has_no_value(expression: str) -> None:
+    assert evaluate_expression(expression) is None
+
+
+@pytest.mark.parametrize("equation", ["3+4", "X-6=52", "X=", "X=3=3", "Y=3", "(1.0/x)=2", "X=3=X"])
+def test_an_equation_that_is_not_solved_for_x_has_no_value(equation: str) -> None:
+    assert evaluate_equation(equation) is None
+
+
+@needs_data
+@pytest.mark.parametrize("task", ["gsm8k", "boolq", "openbookqa"])
+def test_the_training_targets_of_real_data_are_correct_answers(task: str) -> None:
+    examples = read_examples(Path(str(DATA)) / "llm_adapters", task, "train")
+    wrong = [example for example in examples if not TASKS[task].is_correct(example.completion, example.answer)]
+    assert not wrong
+
+
+@needs_data
+@pytest.mark.parametrize("task", ["piqa", "winogrande", "social_i_qa"])
+def test_the_references_of_real_choice_tasks_are_correct_answers(task: str) -> None:
+    examples = read_examples(Path(str(DATA)) / "llm_adapters", task, "test")
+    assert all(TASKS[task].is_correct(example.completion, example.answer) for example in examples)
+    assert all(example.completion.startswith(" ") for example in examples)
+
+
+@needs_data
+def test_nearly_all_real_equations_give_the_answer() -> None:
+    # A few targets of MAWPS are not solved for x, and a few answers are rounded by more than a thousandth.
+    examples = read_examples(Path(str(DATA)) / "llm_adapters", "mawps", "train")
+    correct = [TASKS["mawps"].is_correct(example.completion, example.answer) for example in examples]
+    assert 0.95 < sum(correct) / len(correct) < 1.0

@@ -1,0 +1,409 @@
+"""CopilotTrainer trains both models as Algorithm 1 says, and a resumed run continues bit for bit."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoTokenizer, TrainerCallback
+
+from copilot import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
+from copilot.data import DataCollator, prepare_dataset
+from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+
+ROWS = [
+    {"prompt": f"w{i} w{i + 1}", "completion": " ".join(f"w{3 * j % 100}" for j in range(i, i + 1 + i % 4))}
+    for i in range(14)
+]
+PILOT_LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
+
+
+@pytest.fixture
+def make_pair(tiny_pilot):
+    def build(kind: str = "llama", **config: Any) -> PilotCopilotForCausalLM | PilotCopilotForSeq2SeqLM:
+        pair_class = PilotCopilotForSeq2SeqLM if kind == "t5" else PilotCopilotForCausalLM
+        pilot = tiny_pilot(kind)
+        torch.manual_seed(1)
+        return pair_class.from_pilot(pilot, layers=2, candidates=8, **config)
+
+    return build
+
+
+@pytest.fixture
+def make_trainer(make_pair, tokenizer, tmp_path):
+    def build(pair=None, rows=ROWS, eval_rows=None, peft_config=None, output="out", **options: Any) -> CopilotTrainer:
+        defaults = {
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "max_steps": 4,
+            "learning_rate": 1e-2,
+            "copilot_learning_rate": 2e-2,
+            "log_rounds": 3,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        args = CopilotTrainingArguments(str(tmp_path / output), **defaults | options)
+        return CopilotTrainer(
+            model=pair or make_pair(),
+            args=args,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+
+    return build
+
+
+class KeepGradients(TrainerCallback):
+    """Copies a module's gradients, as the optimizer sees them."""
+
+    def __init__(self, module: torch.nn.Module, kept: dict[str, torch.Tensor]):
+        self.module, self.kept = module, kept
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.kept |= {name: p.grad.clone() for name, p in self.module.named_parameters() if p.grad is not None}
+
+
+def copied(pair) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+
+
+def assert_same(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> None:
+    assert expected.keys() == actual.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(tensor, actual[name])] == []
+
+
+# ---- Training ----
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_both_models_learn(make_pair, make_trainer, kind):
+    trainer = make_trainer(make_pair(kind), eval_rows=ROWS, num_train_epochs=12, max_steps=-1)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_ce"] < 0.7 * before["eval_ce"]
+    assert after["eval_rmse"] < before["eval_rmse"]
+
+
+def test_a_frozen_pilot_stays_and_its_copilot_learns(make_pair, make_trainer):
+    pair = make_pair()
+    pair.pilot.requires_grad_(False)
+    before = copied(pair.pilot)
+    head = pair.copilot.head.weight.clone()
+    make_trainer(pair).train()
+    assert_same(before, copied(pair.pilot))
+    assert not torch.equal(head, pair.copilot.head.weight)
+
+
+def test_adapters_are_all_that_moves_in_a_pilot_with_lora(make_pair, make_trainer):
+    pair = make_pair()
+    before = copied(pair.pilot)
+    make_trainer(pair, peft_config=PILOT_LORA).train()
+    after = {name.replace(".base_layer", ""): tensor for name, tensor in pair.pilot.state_dict().items()}
+    assert_same(before, {name: after[name] for name in before})
+    moved = [tensor for name, tensor in after.items() if "lora_B" in name]
+    assert moved and all(tensor.abs().max() > 0 for tensor in moved)
+
+
+def test_the_pilots_accumulated_gradient_is_that_of_one_large_batch(make_pair, make_trainer):
+    """Rows of different lengths: every token weighs the same, whatever micro-batch it is in."""
+    gradients = []
+    for batch_size, steps in ((4, 1), (2, 2), (1, 4)):
+        pair = make_pair()
+        options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps}
+        trainer = make_trainer(pair, rows=ROWS[:4], max_steps=1, max_grad_norm=0.0, **options)
+        gradients.append({})
+        trainer.add_callback(KeepGradients(pair.pilot, gradients[-1]))
+        trainer.train()
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_the_copilots_loss_is_averaged_over_the_accumulation_steps(make_pair, make_trainer):
+    """Four equal micro-batches weigh as much as one of them."""
+    gradients = []
+    for steps in (1, 4):
+        pair = make_pair()
+        options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
+        trainer = make_trainer(pair, rows=[ROWS[3]] * steps, max_steps=1, max_grad_norm=0.0, **options)
+        gradients.append({})
+        trainer.add_callback(KeepGradients(pair.copilot, gradients[-1]))
+        trainer.train()
+    assert max(gradient.abs().max() for gradient in gradients[0].values()) > 1e-5
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_gradients_are_clipped_per_model(make_pair, make_trainer):
+    pair = make_pair()
+    trainer = make_trainer(pair, max_steps=1, max_grad_norm=1e-4)
+    kept: dict[str, torch.Tensor] = {}
+    trainer.add_callback(KeepGradients(pair, kept))
+    trainer.train()
+    for part in ("pilot.", "copilot."):
+        norm = torch.stack([gradient.norm() for name, gradient in kept.items() if name.startswith(part)]).norm()
+        assert norm.item() == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_each_model_has_its_own_learning_rate_and_decay(make_trainer):
+    trainer = make_trainer(weight_decay=0.1, copilot_weight_decay=0.2)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    groups = trainer.create_optimizer().param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (1e-2, 0.1),
+        (1e-2, 0.0),
+        (2e-2, 0.2),
+        (2e-2, 0.0),
+    ]
+    for group, part in zip(groups, ("pilot.", "pilot.", "copilot.", "copilot."), strict=True):
+        assert all(names[id(parameter)].startswith(part) for parameter in group["params"])
+        assert all(
+            ("norm" in names[id(p)] or "bias" in names[id(p)]) == (group["weight_decay"] == 0) for p in group["params"]
+        )
+    assert sum(len(group["params"]) for group in groups) == len(names)
+
+
+def test_bf16_trains_float32_parameters(make_pair, make_trainer):
+    pair = make_pair()
+    trainer = make_trainer(pair, bf16=True)
+    trainer.train()
+    assert {parameter.dtype for parameter in pair.parameters()} == {torch.float32}
+    assert all(parameter.isfinite().all() for parameter in pair.parameters())
+
+
+def test_checkpointing_the_pilots_activations_changes_no_gradient(make_pair, make_trainer):
+    gradients = []
+    for checkpointing in (False, True):
+        pair = make_pair()
+        if checkpointing:
+            pair.pilot.activation_checkpointing_enable()
+        trainer = make_trainer(pair, max_steps=1, peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        gradients.append({})
+        trainer.add_callback(KeepGradients(pair, gradients[-1]))
+        trainer.train()
+    assert_same(*gradients)
+
+
+def test_a_trained_pair_generates(make_pair, make_trainer, tokenizer):
+    pair = make_pair()
+    make_trainer(pair).train()
+    prompt = tokenizer("w1 w2", return_tensors="pt", return_token_type_ids=False)
+    assert pair.generate(**prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
+# ---- Logs and evaluation ----
+
+
+def test_a_log_line_has_both_losses_and_both_learning_rates(make_trainer):
+    trainer = make_trainer(logging_strategy="steps", logging_steps=2)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["ce"] + line["rmse"], rel=1e-5)
+        assert line["copilot_learning_rate"] == pytest.approx(2 * line["learning_rate"])
+    assert lines[0]["ce"] == pytest.approx(math.log(128), rel=0.1)  # the mean over two steps, not their sum
+
+
+def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenizer):
+    pair = make_pair()
+    trainer = make_trainer(pair, eval_rows={"some": ROWS[:5], "others": ROWS[5:]}, per_device_eval_batch_size=2)
+    trainer.train()
+    metrics = trainer.evaluate()
+    pair.eval()
+    for name, rows in (("some", ROWS[:5]), ("others", ROWS[5:])):
+        whole = DataCollator(0)(list(prepare_dataset(rows, tokenizer)))
+        with torch.no_grad():
+            output = pair(**whole)
+        assert metrics[f"eval_{name}_ce"] == pytest.approx(output.pilot_loss.item(), rel=1e-5)
+        assert metrics[f"eval_{name}_rmse"] == pytest.approx(output.copilot_loss.item(), rel=1e-5)
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(output.loss.item(), rel=1e-5)
+
+
+def test_evaluation_leaves_no_trace_in_the_log(make_trainer):
+    trainer = make_trainer(eval_rows=ROWS)
+    trainer.train()
+    seen, generator = trainer.model.mistake_log.rounds_seen, trainer.model.mistake_log.generator.get_state()
+    trainer.evaluate()
+    assert trainer.model.mistake_log.rounds_seen == seen > 0
+    assert torch.equal(trainer.model.mistake_log.generator.get_state(), generator)
+
+
+# ---- Checkpoints ----
+
+
+CASES = {
+    "full fine-tuning": ("llama", {}, None),
+    "LoRA on the Pilot": ("llama", {}, PILOT_LORA),
+    "LoRA on both": (
+        "llama",
+        {"lora": {"r": 4, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}},
+        PILOT_LORA,
+    ),
+    "encoder-decoder": ("t5", {}, None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_continues_bit_for_bit(make_pair, make_trainer, case):
+    kind, config, peft_config = CASES[case]
+    # Three steps an epoch, the last of them with one micro-batch: the run stops within its second epoch, the log full.
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 3}
+    straight = make_pair(kind, **config)
+    make_trainer(straight, peft_config=peft_config, **options).train()
+
+    resumed = make_pair(kind, **config)
+    with torch.no_grad():  # whatever is in there is replaced
+        for parameter in resumed.copilot.parameters():
+            parameter.add_(1.0)
+    trainer = make_trainer(resumed, peft_config=peft_config, **options)
+    shutil.rmtree(Path(trainer.args.output_dir) / "checkpoint-8")
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 8
+    assert_same(copied(straight), copied(resumed))
+    assert torch.equal(straight.mistake_log.generator.get_state(), resumed.mistake_log.generator.get_state())
+    assert straight.mistake_log.rounds_seen == resumed.mistake_log.rounds_seen
+
+
+def test_the_saved_folder_is_the_pair_with_its_tokenizer_and_card(make_pair, make_trainer, tokenizer):
+    pair = make_pair()
+    trainer = make_trainer(pair)
+    trainer.train()
+    trainer.save_model()
+    folder = Path(trainer.args.output_dir)
+    assert_same(copied(pair), copied(PilotCopilotForCausalLM.from_pretrained(folder)))
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab()
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n") and "- transformer-copilot" in card and "PilotCopilotForCausalLM" in card
+    assert not (folder / ".unfinished").exists()
+
+
+def test_an_interrupted_save_leaves_the_earlier_one_complete(make_pair, make_trainer, monkeypatch):
+    pair = make_pair()
+    trainer = make_trainer(pair)
+    trainer.save_model()
+    saved = copied(pair)
+    trainer.train()
+
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pair.pilot, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # with the Copilot written and the Pilot not
+        trainer.save_model()
+    assert_same(saved, copied(PilotCopilotForCausalLM.from_pretrained(trainer.args.output_dir)))
+    monkeypatch.undo()
+    trainer.save_model()
+    assert_same(copied(pair), copied(PilotCopilotForCausalLM.from_pretrained(trainer.args.output_dir)))
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end(make_pair, make_trainer):
+    pair = make_pair()
+    trainer = make_trainer(
+        pair,
+        eval_rows=ROWS,
+        max_steps=2,
+        learning_rate=100.0,  # the second step can only be worse
+        lr_scheduler_type="constant",
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    assert_same(copied(PilotCopilotForCausalLM.from_pretrained(trainer.state.best_model_checkpoint)), copied(pair))
+
+
+DAMAGE = {
+    "truncated Copilot": (
+        "model.safetensors",
+        lambda data: data[: len(data) // 2],
+        ".*header|.*incomplete",
+    ),
+    "truncated Pilot": ("pilot/model.safetensors", lambda data: data[: len(data) // 2], ".*header|.*incomplete"),
+    "truncated log": (
+        "mistake_log_0.safetensors",
+        lambda data: data[: len(data) // 2],
+        "path must be a complete file written by MistakeLog",
+    ),
+    "truncated optimizer": ("optimizer.pt", lambda data: data[: len(data) // 2], "optimizer.pt is truncated"),
+    "no optimizer": ("optimizer.pt", None, "no optimizer.pt"),
+    "no state": ("trainer_state.json", None, "no trainer_state.json"),
+    "no log": ("mistake_log_0.safetensors", None, "it holds the Mistake Logs of 0 processes, this run has 1"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_one_error_and_changes_nothing(make_pair, make_trainer, damage):
+    name, spoil, message = DAMAGE[damage]
+    options = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    first = make_trainer(**options)
+    first.train()
+    checkpoint = Path(first.args.output_dir) / "checkpoint-1"
+    data = (checkpoint / name).read_bytes()
+    (checkpoint / name).unlink()
+    if spoil is not None:
+        (checkpoint / name).write_bytes(spoil(data))
+
+    pair = make_pair()
+    trainer = make_trainer(pair, **options)
+    before = copied(pair)
+    with pytest.raises(ValueError, match=f"checkpoint-1 cannot be resumed: {message}"):
+        trainer.train(resume_from_checkpoint=True)
+    assert_same(before, copied(pair))
+    assert len(pair.mistake_log) == 0
+
+
+@pytest.mark.parametrize(
+    ("foreign", "message"),
+    [
+        ({"pair": {"head": "tied"}}, "its Copilot has the weights .*head"),
+        ({"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}, "its Pilot's adapter has the weights"),
+        ({"log_rounds": 5}, "capacity of the saved log is 10"),
+    ],
+)
+def test_a_foreign_checkpoint_is_one_error_and_changes_nothing(make_pair, make_trainer, foreign, message):
+    options: dict[str, Any] = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "peft_config": PILOT_LORA}
+    theirs = dict(foreign)
+    make_trainer(make_pair(**theirs.pop("pair", {})), **options | theirs).train()
+    pair = make_pair()
+    trainer = make_trainer(pair, **options)
+    before = copied(pair)
+    with pytest.raises(ValueError, match=f"cannot be resumed: {message}"):
+        trainer.train(resume_from_checkpoint=True)
+    assert_same(before, copied(pair))
+
+
+# ---- Refusals ----
+
+
+@pytest.mark.parametrize(
+    "option", [{"label_smoothing_factor": 0.1}, {"fsdp": True}, {"activation_checkpointing": True}]
+)
+def test_options_the_pair_cannot_honour_are_refused(tmp_path, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        CopilotTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **option)
+
+
+def test_a_model_that_is_no_pair_is_refused(tiny_pilot, make_trainer):
+    with pytest.raises(ValueError, match="model is a LlamaForCausalLM, expected a pair"):
+        make_trainer(tiny_pilot("llama"))
+
+
+def test_a_second_adapter_is_refused(make_pair, make_trainer):
+    pair = make_pair()
+    pair.pilot.add_adapter(PILOT_LORA)
+    with pytest.raises(ValueError, match="peft_config is given, but the Pilot has the adapters"):
+        make_trainer(pair, peft_config=PILOT_LORA)
