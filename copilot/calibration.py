@@ -81,7 +81,7 @@ def batches(
     encoder_decoder = pair.config.is_encoder_decoder
     rows = prepare_dataset(dataset, processing_class, max_length=max_length, is_encoder_decoder=encoder_decoder)
     collate = DataCollator(getattr(processing_class, "pad_token_id", None) or 0, encoder_decoder)
-    for batch in tqdm(DataLoader(rows, batch_size, collate_fn=collate), desc="Scoring", leave=False):  # type: ignore[arg-type]
+    for batch in tqdm(DataLoader(rows, batch_size, collate_fn=collate), desc="Scoring", leave=False):
         yield {name: tensor.to(pair.device) for name, tensor in batch.items()}
 
 
@@ -111,7 +111,8 @@ def collect(
 
 def scores(held: list[Held], strength: float, rectifier: str, fusion: str) -> Scores:
     """Scores of the rectified distribution at a strength; 0 is the Pilot alone."""
-    brier, nll = [], []
+    brier: list[Tensor] = []
+    nll: list[Tensor] = []
     for part in held:
         kept, factor, target = rectify_kept(part.mistakes, part.delta, strength, rectifier, fusion)
         row = torch.repeat_interleave(part.lengths)

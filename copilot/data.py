@@ -12,9 +12,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from copilot.loss import IGNORE_INDEX
+
 logger = logging.getLogger(__name__)
 
-IGNORE_INDEX = -100
 DECODER_ONLY_COLUMNS = "{input_ids, labels}, {prompt, completion}, {messages} or {text}"
 ENCODER_DECODER_COLUMNS = "{input_ids, labels} or {prompt, completion}"
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 from transformers.trainer_pt_utils import get_parameter_names
 
+from copilot.loss import IGNORE_INDEX
 from copilot.mistake_log import MistakeLog
 from copilot.pair import PilotCopilotModel
 
@@ -96,8 +97,8 @@ def train(
     for _epoch in range(epochs):
         batches = iter(loader)
         while accumulated := list(itertools.islice(batches, accumulation_steps)):
-            # The labels of padding and prompts are -100. The Pilot's loss is a mean over all tokens of the step.
-            tokens = sum(batch["labels"].ne(-100).sum() for batch in accumulated).to(pair.device)
+            # The Pilot's loss is a mean over all supervised tokens of the step, the Copilot's over its batches.
+            tokens = sum(batch["labels"].ne(IGNORE_INDEX).sum() for batch in accumulated).to(pair.device)
             cross_entropy, rmse = torch.zeros(2, device=pair.device)
             for batch in accumulated:
                 batch = {name: tensor.to(pair.device) for name, tensor in batch.items()}

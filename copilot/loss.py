@@ -15,6 +15,7 @@ from copilot.mistake_log import Round
 from copilot.model import CopilotModel
 from copilot.ops import Mistakes, candidate_loss, mistake_cross_entropy
 from copilot.ops.reference import predicted_mistake
+from copilot.tap import Tapped
 
 IGNORE_INDEX = -100
 
@@ -57,6 +58,33 @@ class Supervision:
         if len(self.target) == 0:
             raise ValueError(f"labels must hold at least one supervised token; all {labels.numel()} are {IGNORE_INDEX}")
         return self
+
+
+@dataclass(frozen=True)
+class PilotPass:
+    """A forward of the Pilot over a labelled batch, and all that a round needs of it.
+
+    Attributes:
+        logits: (B, n, V) at the last n positions, with gradient.
+        supervision: of the whole batch.
+        tapped: states of the same forward, at least the last n positions.
+        context_ids: (T,) packed input ids of X~, when it can be recomputed from them; else None.
+        context: (T, d) packed X~ itself; else None.
+    """
+
+    logits: Tensor
+    supervision: Supervision
+    tapped: Tapped
+    context_ids: Tensor | None
+    context: Tensor | None
+
+    def supervised_rows(self) -> Tensor:
+        """(M,) int64: where the supervised positions are in the flattened logits."""
+        return self.supervision.source[:, -self.logits.shape[1] :].flatten().nonzero().squeeze(1)
+
+    def supervised_logits(self) -> Tensor:
+        """(M, V)."""
+        return self.logits.flatten(0, 1)[self.supervised_rows()]
 
 
 def pilot_loss(logits: Tensor, supervision: Supervision, k: int | None) -> tuple[Tensor, Mistakes]:

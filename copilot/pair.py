@@ -10,7 +10,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from copilot.cache import CopilotCache
 from copilot.generation import check_step
-from copilot.loss import Supervision
+from copilot.loss import PilotPass, Supervision
 from copilot.pair_base import PairOutput, PilotCopilotModel
 from copilot.tap import embedding_is_frozen
 
@@ -58,22 +58,8 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         strength = self._resolve_strength(strength)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": position_ids}
         if labels is not None:
-            supervision = Supervision.causal(labels, attention_mask)
-            # From the first supervised position on; in eval mode the caller gets logits for every position.
-            keep = labels.shape[1] - int(supervision.source.any(0).int().argmax()) if self.training else labels.shape[1]
-            with self.tap(tail=keep) as tapped:
-                outputs = self.pilot(**inputs, attention_mask=attention_mask, logits_to_keep=keep, use_cache=False)
-            replayable = input_ids is not None and embedding_is_frozen(self.pilot)
-            assert tapped.embedding is not None
-            return self._supervised_forward(
-                outputs.logits,
-                supervision,
-                tapped,
-                input_ids[supervision.context] if replayable and input_ids is not None else None,
-                None if replayable else tapped.embedding[supervision.context],
-                strength,
-                num_items_in_batch,
-            )
+            passed = self.pilot_pass(labels, attention_mask=attention_mask, **inputs)
+            return self.losses(passed, strength, num_items_in_batch)
         if strength == 0:
             pilot_cache = None if past_key_values is None else past_key_values.pilot
             outputs = self.pilot(
@@ -98,6 +84,32 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         context = tapped.embedding if cache.steps == 0 else None
         logits = self._corrected_step(outputs.logits[:, -1], tapped, tokens, context, cache, strength)
         return PairOutput(logits=logits[:, None], past_key_values=cache)
+
+    def pilot_pass(
+        self,
+        labels: Tensor,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> PilotPass:
+        """The Pilot's forward over a labelled batch; for the arguments see `forward`."""
+        supervision = Supervision.causal(labels, attention_mask)
+        # From the first supervised position on; in eval mode the caller gets logits for every position.
+        keep = labels.shape[1] - int(supervision.source.any(0).int().argmax()) if self.training else labels.shape[1]
+        with self.tap(tail=keep) as tapped:
+            outputs = self.pilot(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=keep,
+                use_cache=False,
+            )
+        if input_ids is not None and embedding_is_frozen(self.pilot):
+            return PilotPass(outputs.logits, supervision, tapped, input_ids[supervision.context], None)
+        assert tapped.embedding is not None
+        return PilotPass(outputs.logits, supervision, tapped, None, tapped.embedding[supervision.context])
 
 
 class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
@@ -147,15 +159,7 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
             "encoder_outputs": encoder_outputs,
         }
         if labels is not None:
-            decoder_input_ids = self.pilot.prepare_decoder_input_ids_from_labels(labels)
-            with self.tap() as tapped:
-                outputs = self.pilot(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False)
-            context = outputs.encoder_last_hidden_state.detach()
-            real = torch.ones_like(context[..., 0]) if attention_mask is None else attention_mask
-            supervision = Supervision.sequence_to_sequence(labels, real.bool())
-            return self._supervised_forward(
-                outputs.logits, supervision, tapped, None, context[supervision.context], strength, num_items_in_batch
-            )
+            return self.losses(self.pilot_pass(labels, **inputs), strength, num_items_in_batch)
         decoder_inputs = {
             "decoder_input_ids": decoder_input_ids,
             "decoder_attention_mask": decoder_attention_mask,
@@ -171,3 +175,26 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
         context = encoder_outputs[0] if cache.steps == 0 else None
         logits = self._corrected_step(outputs.logits[:, -1], tapped, decoder_input_ids, context, cache, strength)
         return PairOutput(logits=logits[:, None], past_key_values=cache)
+
+    def pilot_pass(
+        self,
+        labels: Tensor,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+    ) -> PilotPass:
+        """The Pilot's forward over a labelled batch; for the arguments see `forward`."""
+        with self.tap() as tapped:
+            outputs = self.pilot(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                encoder_outputs=encoder_outputs,
+                decoder_input_ids=self.pilot.prepare_decoder_input_ids_from_labels(labels),
+                use_cache=False,
+            )
+        context = outputs.encoder_last_hidden_state.detach()
+        real = torch.ones_like(context[..., 0]) if attention_mask is None else attention_mask
+        supervision = Supervision.sequence_to_sequence(labels, real.bool())
+        return PilotPass(outputs.logits, supervision, tapped, None, context[supervision.context])

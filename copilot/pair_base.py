@@ -17,11 +17,11 @@ from copilot.building import build_copilot, check_attachable
 from copilot.cache import CopilotCache
 from copilot.config import CopilotConfig
 from copilot.generation import RectifiedGeneration
-from copilot.loss import Supervision, copilot_loss, pilot_loss, predict
+from copilot.loss import PilotPass, copilot_loss, pilot_loss, predict
 from copilot.mistake_log import MistakeLog, Round
 from copilot.model import CopilotModel
 from copilot.ops import Mistakes, pool_layers
-from copilot.tap import PilotTap, Tapped, embed
+from copilot.tap import PilotTap, embed
 
 
 @dataclass
@@ -177,37 +177,20 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
     # Training and teacher-forced scoring.
 
-    def _supervised_forward(
-        self,
-        logits: Tensor,
-        supervision: Supervision,
-        tapped: Tapped,
-        context_ids: Tensor | None,
-        context: Tensor | None,
-        strength: float,
-        num_items_in_batch: Tensor | int | None,
-    ) -> PairOutput:
-        """Both losses of a batch from the Pilot's forward.
-
-        Args:
-            logits: (B, n, V) the Pilot's logits at the last n positions.
-            supervision: of the whole batch.
-            tapped: states of the same forward, at least the last n positions.
-            context_ids, context: packed input ids (T,) of X~, or X~ itself (T, d).
-            strength: lambda, for the logits in eval mode.
-            num_items_in_batch: see `forward`.
-        """
+    def losses(self, passed: PilotPass, strength: float, num_items_in_batch: Tensor | int | None) -> PairOutput:
+        """Both losses of a batch from the Pilot's forward; see `forward`."""
+        logits, supervision = passed.logits, passed.supervision
         n = logits.shape[1]
-        rows = supervision.source[:, -n:].flatten().nonzero().squeeze(1)
-        losses, mistakes = pilot_loss(logits.flatten(0, 1)[rows], supervision, self.config.candidates)
+        rows = passed.supervised_rows()
+        losses, mistakes = pilot_loss(passed.supervised_logits(), supervision, self.config.candidates)
         round_ = Round(
             mistakes=mistakes,
-            hidden=pool_layers([h[:, -n:] for h in tapped.hidden], rows, pooling=self.config.pooling),
+            hidden=pool_layers([h[:, -n:] for h in passed.tapped.hidden], rows, pooling=self.config.pooling),
             lengths=supervision.source.sum(1),
             visible=supervision.visible,
             context_lengths=supervision.context.sum(1),
-            context_ids=context_ids,
-            context=context,
+            context_ids=passed.context_ids,
+            context=passed.context,
         )
         if self.training and self.mistake_log is not None:
             self.mistake_log.append(round_)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
-from copilot.data import IGNORE_INDEX, DataCollator, prepare_dataset
+from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import parameter_groups
+from copilot.loss import IGNORE_INDEX
 from copilot.mistake_log import MistakeLog
 from copilot.model import CopilotModel
 from copilot.pair import PilotCopilotModel
@@ -68,8 +69,7 @@ class CopilotTrainingArguments(TrainingArguments):
             raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}, the pair supports only 0")
         if self.activation_checkpointing:
             raise ValueError(
-                "activation_checkpointing is True, expected False: call pair.pilot.activation_checkpointing_enable(), "
-                "the Copilot has no need of it"
+                "activation_checkpointing is True, expected False: call pair.pilot.activation_checkpointing_enable()"
             )
         if self.fsdp or self.deepspeed:
             raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")

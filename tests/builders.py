@@ -10,7 +10,6 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2S
 
 from copilot import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 from copilot.config import DECODER_ONLY, ENCODER_DECODER
-from copilot.ops import Mistakes
 
 FAMILIES = DECODER_ONLY + ENCODER_DECODER
 BOTH_KINDS = ("llama", "t5")
@@ -42,8 +41,7 @@ T5_FIELDS = {
     "d_model": WIDTH,
     "d_kv": 8,
     "d_ff": 64,
-    "num_layers": 2,
-    "num_decoder_layers": 4,
+    "num_layers": 4,
     "num_heads": 4,
     "dropout_rate": 0.0,
     "decoder_start_token_id": PAD,
@@ -145,15 +143,16 @@ def dense_loss(logits: Tensor, target: Tensor, delta: Tensor, rectifier: str = "
     """The Copilot's loss of every row (N,) in float64: logits, delta (N, V), written like the equations."""
     z, delta = logits.double(), delta.double()
     p, y = z.softmax(-1), onehot(target, z.shape[-1])
-    q = (z + delta).softmax(-1)
+    log_q = (z + delta).log_softmax(-1)
+    q = log_q.exp()
     mistake = y - p  # Eq. 4
     if loss == "rmse":
         f = q - p if rectifier == "simplex" else delta
         return (f - mistake).square().sum(-1)  # under the mean and root of Eq. 7
     if loss == "ce":
-        return -(y * q.log()).sum(-1)
+        return -(y * log_q).sum(-1)
     truth = p + mistake / 2
-    return torch.special.xlogy(truth, truth).sum(-1) - (truth * q.log()).sum(-1)
+    return torch.special.xlogy(truth, truth).sum(-1) - (truth * log_q).sum(-1)
 
 
 def dense_rectified(
@@ -174,11 +173,3 @@ def dense_rectified(
 def dense_mistakes(logits: Tensor, target: Tensor) -> Tensor:
     """l (N, V) of Eq. 4 in float64."""
     return onehot(target, logits.shape[-1]) - logits.double().softmax(-1)
-
-
-def mistakes_as_dense(mistakes: Mistakes, vocab_size: int) -> Tensor:
-    """What compact mistakes still say of l, (M, V): exact for the kept tokens and the target, zero elsewhere."""
-    index, value = mistakes.error()
-    if index is None:
-        return value.double()
-    return torch.zeros(len(value), vocab_size, dtype=torch.float64).scatter_add(1, index, value.double())

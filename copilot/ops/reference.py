@@ -123,7 +123,7 @@ def squared_error(mistakes: Mistakes, delta: Tensor, rectifier: str) -> Tensor:
 def rectify_kept(
     mistakes: Mistakes, delta: Tensor, strength: float, rectifier: str, fusion: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """p~ without the vocabulary: of the kept tokens (M, k), the factor (M,) on p^ of every other token, of the target (M,).
+    """p~ without the vocabulary: of the kept tokens (M, k), the factor on p^ of all others (M,), of the target (M,).
 
     The same numbers as `rectify`, up to rounding.
     """

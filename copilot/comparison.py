@@ -1,0 +1,113 @@
+"""Pilot and pair on the same examples, side by side, with the uncertainty of every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from copilot.calibration import collect, scores
+from copilot.evaluation import complete, to_rows
+from copilot.ops.rectify import check_strength
+from copilot.pair import PilotCopilotModel
+from copilot.tasks import TASKS, Example, Interval, PairedBootstrap, exact_match, paired_bootstrap
+
+LOWER_IS_BETTER = ("Brier score", "NLL")
+HEADER = ("95 % intervals", "Pilot", "Pilot + Copilot", "difference", "")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The Pilot alone (a) and the pair (b) on N examples.
+
+    Attributes:
+        strength: lambda of the pair.
+        metrics: by name: "exact match" and, of token means an example, "Brier score" and "NLL", where the examples have
+            completions; "answer accuracy", where they are of a task.
+        pilot_texts, pair_texts: the N completions of each.
+    """
+
+    strength: float
+    metrics: dict[str, PairedBootstrap]
+    pilot_texts: list[str]
+    pair_texts: list[str]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """One line of `HEADER`'s table a metric, and lambda."""
+        lines = [
+            (name, _interval(found.a), _interval(found.b), _interval(found.difference, sign="+"), _verdict(name, found))
+            for name, found in self.metrics.items()
+        ]
+        return [*lines, ("lambda", "0", f"{self.strength:.3f}", "", "")]
+
+    def __str__(self) -> str:
+        return align([HEADER, *self.rows()])
+
+
+def compare(
+    pair: PilotCopilotModel,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    strength: float | None = None,
+    batch_size: int = 32,
+    max_length: int = 256,
+    **generation: Any,
+) -> Comparison:
+    """Generate and score every example twice, at strength 0 and at `strength`.
+
+    Args:
+        pair: trained.
+        tokenizer: of the Pilot, with a padding token.
+        examples: N examples; `task` is empty where there is no answer to judge, `completion` where there is no text to
+            score.
+        strength: lambda of the pair; None takes the configuration's.
+        batch_size: examples a forward.
+        max_length: tokens a scored example may have.
+        **generation: arguments of `generate`; greedy decoding unless they say otherwise.
+
+    Raises:
+        ValueError: no examples, a strength out of range, or examples with neither completions nor a task.
+    """
+    config = pair.config
+    strength = config.strength if strength is None else strength
+    check_strength(strength, config.rectifier, config.fusion)
+    has_completions, has_task = (all(getattr(e, field) for e in examples) for field in ("completion", "task"))
+    if not examples or not (has_completions or has_task):
+        raise ValueError(f"examples must have completions or a task each; got {len(examples)} examples")
+    prompts = [example.prompt for example in examples]
+    generation = {"do_sample": False} | generation
+    texts = [
+        complete(pair, tokenizer, prompts, strength=s, batch_size=batch_size, **generation) for s in (0.0, strength)
+    ]
+    metrics = {}
+    if has_completions:
+        exact = [[exact_match(t, e.completion) for t, e in zip(of, examples, strict=True)] for of in texts]
+        metrics["exact match"] = paired_bootstrap(*exact)
+    if has_task:
+        right = [[TASKS[e.task].is_correct(t, e.answer) for t, e in zip(of, examples, strict=True)] for of in texts]
+        metrics["answer accuracy"] = paired_bootstrap(*right)
+    if has_completions:
+        held = collect(pair, to_rows(examples), tokenizer, batch_size=batch_size, max_length=max_length)
+        alone, fused = (scores(held, s, config.rectifier, config.fusion) for s in (0.0, strength))
+        metrics["Brier score"] = paired_bootstrap(alone.brier, fused.brier)
+        metrics["NLL"] = paired_bootstrap(alone.nll, fused.nll)
+    return Comparison(strength, metrics, *texts)
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of equally many cells as a text table."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _interval(interval: Interval, sign: str = "") -> str:
+    return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+
+def _verdict(name: str, found: PairedBootstrap) -> str:
+    if found.difference.low <= 0 <= found.difference.high:
+        return "no difference shown"
+    return "better" if (found.difference.low > 0) != (name in LOWER_IS_BETTER) else "worse"

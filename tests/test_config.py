@@ -1,0 +1,129 @@
+"""CopilotConfig: every wrong choice is an error that names it, and what is saved is what is loaded."""
+
+from __future__ import annotations
+
+import pytest
+from builders import DECODER_FIELDS, FAMILIES, T5_FIELDS, fresh_pair, tiny_pilot
+from transformers import AutoConfig, GPT2Config, LlamaConfig, T5Config
+
+from copilot import CopilotConfig, PilotCopilotForCausalLM, UnsupportedArchitectureError
+
+CHOICES = {
+    "candidates": 5,
+    "rectifier": "linear",
+    "fusion": "logit",
+    "feedback": "predicted",
+    "visibility": "previous",
+    "pooling": "max",
+    "context_layers": "every",
+    "context_norm": False,
+    "head": "factored",
+    "error_in": "tied",
+    "rank": 7,
+    "lora": {"r": 2, "target_modules": ["q_proj"]},
+    "strength": 0.3,
+    "base_model_name_or_path": "some/pilot",
+}
+
+
+def llama_copilot(**choices) -> CopilotConfig:
+    return CopilotConfig(LlamaConfig(**DECODER_FIELDS), vocab_size=97, pilot_hidden_size=32, **choices)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[(name, "nonsense") for name in ("rectifier", "fusion", "feedback", "visibility", "loss", "pooling")],
+        *[(name, "nonsense") for name in ("context_layers", "head", "error_in")],
+        ("candidates", 0),
+        ("candidates", -3),
+        ("rank", 0),
+        ("strength", -0.1),
+        ("strength", 1.5),
+        ("strength", float("nan")),
+    ],
+)
+def test_a_wrong_choice_is_an_error_that_names_the_field(field, value):
+    with pytest.raises(ValueError, match=f"^{field} must"):
+        llama_copilot(**{field: value})
+
+
+@pytest.mark.parametrize("loss", ["ce", "kl"])
+def test_the_ablations_losses_need_the_simplex(loss):
+    with pytest.raises(ValueError, match="^loss"):
+        llama_copilot(loss=loss, rectifier="linear")
+
+
+@pytest.mark.parametrize("choices", [{"rectifier": "linear"}, {"fusion": "logit"}])
+def test_a_strength_above_one_is_accepted_where_it_leaves_a_distribution(choices):
+    assert llama_copilot(strength=1.5, **choices).strength == 1.5
+
+
+def test_more_candidates_than_tokens_are_all_tokens():
+    assert llama_copilot(candidates=1000).candidates == 97
+
+
+@pytest.mark.parametrize("unsupported", [GPT2Config(), {"model_type": "mamba"}])
+def test_an_unsupported_decoder_is_an_error_that_lists_the_supported_ones(unsupported):
+    with pytest.raises(UnsupportedArchitectureError) as caught:
+        CopilotConfig(unsupported, vocab_size=97, pilot_hidden_size=32)
+    assert all(family in str(caught.value) for family in FAMILIES)
+
+
+def test_a_pilot_of_an_unsupported_family_is_the_same_error():
+    from transformers import GPT2LMHeadModel
+
+    pilot = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=20, n_positions=16))
+    with pytest.raises(UnsupportedArchitectureError, match="'gpt2' is not supported"):
+        PilotCopilotForCausalLM.from_pilot(pilot)
+
+
+def test_every_choice_survives_saving(tmp_path):
+    config = llama_copilot(**CHOICES)
+    config.save_pretrained(tmp_path)
+    loaded = CopilotConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in CHOICES} == CHOICES
+    assert loaded.to_json_string() == config.to_json_string()
+
+
+def test_a_full_vocabulary_survives_saving(tmp_path):
+    llama_copilot(candidates=None).save_pretrained(tmp_path)
+    assert CopilotConfig.from_pretrained(tmp_path).candidates is None
+
+
+@pytest.mark.parametrize("loss", ["rmse", "ce", "kl"])
+def test_the_loss_survives_saving(tmp_path, loss):
+    llama_copilot(loss=loss).save_pretrained(tmp_path)
+    assert CopilotConfig.from_pretrained(tmp_path).loss == loss
+
+
+@pytest.mark.parametrize("decoder", [LlamaConfig(**DECODER_FIELDS), T5Config(**T5_FIELDS)], ids=["llama", "t5"])
+def test_the_decoder_survives_saving(tmp_path, decoder):
+    config = CopilotConfig(decoder, vocab_size=97, pilot_hidden_size=32)
+    config.save_pretrained(tmp_path)
+    loaded = CopilotConfig.from_pretrained(tmp_path)
+    assert loaded.build_decoder_config().to_dict() == decoder.to_dict()
+    assert (loaded.hidden_size, loaded.num_hidden_layers) == (32, 4)
+    assert loaded.is_encoder_decoder == (decoder.model_type == "t5")
+
+
+def test_auto_config_knows_a_copilot(tmp_path):
+    llama_copilot().save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), CopilotConfig)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_pairs_configuration_survives_saving(tmp_path, kind):
+    pair = fresh_pair(kind)
+    pair.config.save_pretrained(tmp_path)
+    assert CopilotConfig.from_pretrained(tmp_path).to_json_string() == pair.config.to_json_string()
+    assert pair.config is pair.copilot.config
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_building_a_pair_leaves_the_pilots_configuration_alone(kind):
+    pilot = tiny_pilot(kind)
+    before = pilot.config.to_dict()
+    fresh_pair(kind, pilot=pilot)
+    assert pilot.config.to_dict() == before
+    assert pilot.config._attn_implementation == tiny_pilot(kind).config._attn_implementation

@@ -1,0 +1,453 @@
+"""The Mistake Log: a compact ring whose draws, losses and files are exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import dense, dense_loss, random_pair
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from copilot import MistakeLog
+from copilot.mistake_log import Round
+from copilot.ops import candidate_loss, mistake_cross_entropy
+
+V, D = 60, 16
+
+
+def random_logits(rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(rows, V, generator=g), torch.randint(V, (rows,), generator=g)
+
+
+def random_round(
+    seed: int = 0, *, lengths: tuple[int, ...] = (3, 0, 4), k: int | None = 6, width: int = D, ids: bool = True
+) -> Round:
+    """A round of len(lengths) sequences, each with two more context entries than supervised tokens."""
+    g = torch.Generator().manual_seed(1000 + seed)
+    supervised = torch.tensor(lengths)
+    rows, entries = int(supervised.sum()), int(supervised.sum()) + 2 * len(lengths)
+    _, mistakes = mistake_cross_entropy(*random_logits(rows, seed), k)
+    return Round(
+        mistakes=mistakes,
+        hidden=torch.randn(rows, width, generator=g),
+        lengths=supervised,
+        visible=torch.repeat_interleave(supervised + 2, supervised),
+        context_lengths=supervised + 2,
+        context_ids=torch.randint(V, (entries,), generator=g) if ids else None,
+        context=None if ids else torch.randn(entries, width, generator=g),
+    )
+
+
+def assert_same_round(actual: Round, expected: Round) -> None:
+    assert actual.tensors().keys() == expected.tensors().keys()
+    for name, value in expected.tensors().items():
+        assert torch.equal(actual.tensors()[name], value), name
+
+
+def filled(*seeds: int, capacity: int = 4, **options) -> MistakeLog:
+    """A log whose rounds are told apart by their first context id, the seed."""
+    log = MistakeLog(capacity, **options)
+    for seed in seeds:
+        round_ = random_round(seed)
+        round_.context_ids[0] = seed
+        log.append(round_)
+    return log
+
+
+def take(count: int, log: MistakeLog) -> list[int]:
+    """Which rounds of a `filled` log the next draws are."""
+    return [int(log.draw().context_ids[0]) for _ in range(count)]
+
+
+# ---- The ring and its draws ----
+
+
+def test_the_oldest_round_goes_when_the_ring_is_full():
+    log = filled(1, 2, 3, 4, 5, 6, capacity=4)
+    assert len(log) == 4
+    assert log.rounds_seen == 6
+    assert set(take(200, log)) == {3, 4, 5, 6}
+
+
+def test_every_round_is_drawn_about_equally_often():
+    counts = torch.tensor(take(2000, filled(0, 1, 2, 3))).bincount()
+    assert counts.tolist() == pytest.approx([500] * 4, abs=90)  # 4.6 standard deviations
+
+
+def test_equal_seeds_draw_equal_rounds_and_others_do_not():
+    first, same, other = (take(50, filled(1, 2, 3, 4, seed=seed)) for seed in (5, 5, 6))
+    assert first == same
+    assert first != other
+
+
+def test_draws_do_not_touch_torchs_own_randomness():
+    log = filled(1, 2, 3)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    log.draw()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_empty_log_has_nothing_to_draw():
+    with pytest.raises(IndexError, match="log is empty"):
+        MistakeLog().draw()
+
+
+def test_a_round_without_supervised_tokens_is_refused():
+    log = filled(1)
+    with pytest.raises(ValueError, match="^round_ .*supervised"):
+        log.append(random_round(lengths=(0, 0)))
+    assert len(log) == 1
+    assert log.rounds_seen == 1
+
+
+@pytest.mark.parametrize(("options", "named"), [({"capacity": 0}, "capacity"), ({"hidden_dtype": "int4"}, "hidden_dtype")])
+def test_a_wrong_option_is_named(options, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
+        MistakeLog(**options)
+
+
+# ---- What comes back ----
+
+
+@pytest.mark.parametrize("k", [1, 6])
+@pytest.mark.parametrize("hidden_dtype", ["float32", "bfloat16", "int8"])
+def test_mistakes_come_back_to_the_last_bit(k, hidden_dtype):
+    log = MistakeLog(hidden_dtype=hidden_dtype)
+    round_ = random_round(k=k)
+    log.append(round_)
+    back = log.draw()
+    for name, value in round_.mistakes.tensors().items():
+        assert torch.equal(back.mistakes.tensors()[name], value), name
+
+
+@pytest.mark.parametrize("rectifier", ["simplex", "linear"])
+def test_the_loss_of_a_drawn_round_equals_the_dense_float64_one(rectifier):
+    log = MistakeLog()
+    log.append(random_round(seed=3))
+    mistakes = log.draw().mistakes
+    delta = 0.3 * torch.randn(len(mistakes), 6, generator=torch.Generator().manual_seed(2))
+    logits, target = random_logits(len(mistakes), 3)
+    expected = dense_loss(logits, target, dense(delta, mistakes.top_index, V), rectifier)
+    actual = candidate_loss(mistakes, delta, rectifier=rectifier)
+    torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=0)
+
+
+def test_a_whole_vocabulary_comes_back_in_half_precision():
+    log = MistakeLog()
+    log.append(random_round(seed=3, k=None))
+    mistakes = log.draw().mistakes
+    delta = torch.randn(len(mistakes), V, generator=torch.Generator().manual_seed(2))
+    logits, target = random_logits(len(mistakes), 3)
+    assert mistakes.top_prob.dtype == torch.float16
+    expected = dense_loss(logits, target, delta)
+    torch.testing.assert_close(candidate_loss(mistakes, delta).double(), expected, atol=2e-3, rtol=0)
+
+
+def test_rows_are_packed_without_padding():
+    log = MistakeLog(hidden_dtype="float32")
+    round_ = random_round(lengths=(3, 0, 4))
+    log.append(round_)
+    stored = log.rounds[0]
+    assert stored.hidden.shape == (7, D)
+    assert stored.mistakes.top_prob.shape == (7, 6)
+    assert stored.context_ids.shape == (13,)
+    assert_same_round(log.draw(), round_)
+
+
+@pytest.mark.parametrize(("hidden_dtype", "relative"), [("float32", 0.0), ("bfloat16", 2**-8)])
+def test_states_come_back_within_their_types_rounding(hidden_dtype, relative):
+    log = MistakeLog(hidden_dtype=hidden_dtype)
+    round_ = random_round(ids=False)
+    log.append(round_)
+    back = log.draw()
+    assert ((back.hidden - round_.hidden).abs() <= relative * round_.hidden.abs()).all()
+    assert ((back.context.float() - round_.context).abs() <= relative * round_.context.abs()).all()
+
+
+def test_int8_states_come_back_within_half_a_step_of_their_row():
+    log = MistakeLog(hidden_dtype="int8")
+    round_ = random_round()
+    round_.hidden[1] *= 1000
+    round_.hidden[2] = 0
+    log.append(round_)
+    step = round_.hidden.abs().amax(1, keepdim=True) / 127
+    back = log.draw()
+    assert back.hidden_scale is None
+    assert ((back.hidden - round_.hidden).abs() <= 0.5001 * step).all()
+    assert (back.hidden[2] == 0).all()
+
+
+def test_the_log_keeps_its_own_copy():
+    log = MistakeLog(hidden_dtype="float32")
+    round_, untouched = random_round(), random_round()
+    log.append(round_)
+    for value in round_.tensors().values():
+        value.zero_()
+    assert_same_round(log.draw(), untouched)
+
+
+def test_a_drawn_round_is_the_callers_to_change():
+    log = MistakeLog(hidden_dtype="float32")
+    log.append(random_round())
+    for value in log.draw().tensors().values():
+        value.zero_()
+    assert_same_round(log.draw(), random_round())
+
+
+def test_a_round_drawn_from_a_pairs_log_gives_the_delta_of_the_fresh_round():
+    """Through append and draw nothing of X~, h and l is lost with float32 states."""
+    pair = random_pair("llama")
+    batch = {"input_ids": torch.arange(3, 23).view(2, 10), "labels": torch.arange(3, 23).view(2, 10)}
+    batch["labels"] = batch["labels"].masked_fill(torch.arange(10) < 4, -100)
+    fresh = pair(**batch)
+    pair.train()
+    pair.mistake_log = MistakeLog(hidden_dtype="float32")
+    assert torch.equal(pair(**batch).copilot_loss, fresh.copilot_loss)
+
+
+# ---- Memory ----
+
+
+@pytest.mark.parametrize("hidden_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("ids", [True, False])
+def test_nbytes_is_what_all_tensors_take(hidden_dtype, ids):
+    log = MistakeLog(2, hidden_dtype=hidden_dtype)
+    for seed in range(3):
+        log.append(random_round(seed, ids=ids))
+    tensors = [value for round_ in log.rounds for value in round_.tensors().values()]
+    assert log.nbytes == sum(value.untyped_storage().nbytes() for value in tensors)
+
+
+def llama_sized_round() -> Round:
+    """16 sequences of 256 tokens, 64 of them supervised, width 2048, 32 candidates."""
+    rows, k, width = 16 * 64, 32, 2048
+    g = torch.Generator().manual_seed(0)
+    _, mistakes = mistake_cross_entropy(torch.randn(rows, 500, generator=g), torch.randint(500, (rows,)), k)
+    return Round(
+        mistakes=mistakes,
+        hidden=torch.randn(rows, width, generator=g),
+        lengths=torch.full((16,), 64),
+        visible=torch.full((rows,), 192),
+        context_lengths=torch.full((16,), 192),
+        context_ids=torch.randint(128256, (16 * 192,), generator=g),
+    )
+
+
+BUDGETS = pytest.mark.parametrize(("hidden_dtype", "budget"), [("bfloat16", 600e6), ("int8", 320e6)])
+
+
+@BUDGETS
+def test_128_rounds_of_llama_size_fit_the_budget(hidden_dtype, budget):
+    log = MistakeLog(128, hidden_dtype=hidden_dtype)
+    log.append(llama_sized_round())
+    assert 0.5 * budget < 128 * log.nbytes < budget
+
+
+@pytest.mark.slow
+@BUDGETS
+def test_a_full_ring_of_llama_size_stays_in_the_budget(hidden_dtype, budget):
+    log = MistakeLog(128, hidden_dtype=hidden_dtype)
+    round_ = llama_sized_round()
+    for _ in range(130):
+        log.append(round_)
+    assert len(log) == 128
+    assert log.nbytes < budget
+
+
+# ---- Saving ----
+
+
+@pytest.mark.parametrize("k", [None, 6])
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize("hidden_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("through", ["state_dict", "file"])
+def test_a_restored_log_goes_on_bit_for_bit(tmp_path, k, ids, hidden_dtype, through):
+    log = MistakeLog(4, seed=3, hidden_dtype=hidden_dtype)
+    for seed in range(6):
+        log.append(random_round(seed, k=k, ids=ids))
+        log.draw()
+    other = MistakeLog(4, seed=99, hidden_dtype=hidden_dtype)
+    if through == "file":
+        log.save(tmp_path / "log.safetensors")
+        other.load(tmp_path / "log.safetensors")
+    else:
+        other.load_state_dict(log.state_dict())
+    assert (len(other), other.rounds_seen, other.nbytes) == (4, 6, log.nbytes)
+    for seed in range(10, 20):
+        assert_same_round(other.draw(), log.draw())
+        log.append(random_round(seed, k=k, ids=ids))
+        other.append(random_round(seed, k=k, ids=ids))
+
+
+def test_a_state_does_not_change_when_the_log_goes_on():
+    log = filled(1, 2, seed=3)
+    state = log.state_dict()
+    restored = MistakeLog(4, seed=0)
+    expected = take(20, filled(1, 2, seed=3))
+    log.append(random_round(7))
+    take(5, log)
+    restored.load_state_dict(state)
+    assert len(restored) == 2
+    assert take(20, restored) == expected
+
+
+def test_an_empty_log_is_saved_and_restored(tmp_path):
+    MistakeLog(4).save(tmp_path / "log.safetensors")
+    other = filled(1, 2)
+    other.load(tmp_path / "log.safetensors")
+    assert len(other) == 0
+
+
+def test_saving_replaces_an_older_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "log.safetensors"
+    filled(1).save(path)
+    filled(1, 2, 3).save(path)
+    restored = MistakeLog(4)
+    restored.load(path)
+    assert len(restored) == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def truncate(path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path) -> None:
+    path.write_bytes(b"")
+
+
+def write_text(path) -> None:
+    path.write_text("not a log, but long enough to hold a header of some length")
+
+
+def write_model(path) -> None:
+    save_file({"weight": torch.zeros(3)}, path)
+
+
+def write_model_with_metadata(path) -> None:
+    save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
+
+
+def drop_the_generator(path) -> None:
+    rewrite(path, lambda tensors: tensors.pop("generator"))
+
+
+def drop_a_tensor(path) -> None:
+    rewrite(path, lambda tensors: tensors.pop("1.hidden"))
+
+
+def damage_the_generator(path) -> None:
+    rewrite(path, lambda tensors: tensors.update(generator=torch.zeros(3, dtype=torch.uint8)))
+
+
+def rewrite(path, change) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        empty,
+        write_text,
+        write_model,
+        write_model_with_metadata,
+        drop_the_generator,
+        drop_a_tensor,
+        damage_the_generator,
+    ],
+)
+def test_a_file_that_is_no_complete_log_is_refused_and_changes_nothing(tmp_path, damage):
+    path = tmp_path / "log.safetensors"
+    filled(7, 8, 9).save(path)
+    damage(path)
+    log, untouched = filled(1, 2, seed=3), filled(1, 2, seed=3)
+    with pytest.raises(ValueError, match="log.safetensors"):
+        log.load(path)
+    assert log.rounds_seen == 2
+    assert take(20, log) == take(20, untouched)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"capacity": 5}, "capacity"), ({"hidden_dtype": "int8"}, "hidden_dtype")]
+)
+def test_a_log_of_another_kind_is_refused_and_changes_nothing(tmp_path, options, named):
+    path = tmp_path / "log.safetensors"
+    filled(7, 8, 9).save(path)
+    log, untouched = filled(1, 2, **options), filled(1, 2, **options)
+    with pytest.raises(ValueError, match=f"^{named}"):
+        log.load(path)
+    assert log.rounds_seen == 2
+    assert take(20, log) == take(20, untouched)
+
+
+# ---- The summary ----
+
+
+class Words:
+    """A tokenizer for summaries."""
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [f"w{index}" for index in ids]
+
+
+def hand_made_log(*rounds: list[tuple[int, int, float]], k: int | None = 2) -> MistakeLog:
+    """Each supervised token as (its true id, the Pilot's favourite of 5 ids, the favourite's probability)."""
+    log = MistakeLog()
+    for tokens in rounds:
+        p = torch.stack([torch.full((5,), (1 - share) / 4).index_fill(0, torch.tensor(best), share) for _, best, share in tokens])
+        _, mistakes = mistake_cross_entropy(p.log(), torch.tensor([truth for truth, _, _ in tokens]), k)
+        count = torch.tensor([len(tokens)])
+        log.append(
+            Round(
+                mistakes=mistakes,
+                hidden=torch.zeros(len(tokens), 2),
+                lengths=count,
+                visible=torch.ones(len(tokens), dtype=torch.long),
+                context_lengths=torch.ones_like(count),
+                context_ids=torch.zeros(1, dtype=torch.long),
+            )
+        )
+    return log
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_the_summary_counts_confusions_and_follows_the_error(k):
+    log = hand_made_log(
+        [(1, 2, 0.6), (1, 2, 0.6), (3, 4, 0.6), (0, 0, 0.6)],
+        [(1, 2, 0.6), (0, 0, 0.6), (3, 3, 0.6), (4, 4, 0.6)],
+        [(1, 1, 0.8), (0, 0, 0.8), (3, 3, 0.8), (4, 4, 0.8)],
+        k=k,
+    )
+    summary = log.summary(Words())
+    assert summary.confusions == [("w1", "w2", 3), ("w3", "w4", 1)]
+    assert summary.error_rate == [0.75, 0.25, 0.0]
+    # ||l||^2 = sum p^2 - 2 p_y + 1, with p = (.6, .1, .1, .1, .1) or (.8, .05, .05, .05, .05)
+    wrong, right, better = 0.40 - 0.2 + 1, 0.40 - 1.2 + 1, 0.65 - 1.6 + 1
+    expected = [(3 * wrong + right) / 4, (wrong + 3 * right) / 4, better]
+    assert summary.squared_error == pytest.approx(expected, abs=1e-3 if k is None else 1e-6)
+
+
+def test_the_summary_names_only_the_most_frequent_confusions():
+    log = hand_made_log([(1, 2, 0.6), (1, 2, 0.6), (3, 4, 0.6)])
+    assert log.summary(Words(), top=1).confusions == [("w1", "w2", 2)]
+
+
+def test_the_summary_as_text_compares_the_oldest_third_with_the_newest():
+    text = str(hand_made_log(*[[(1, 2, 0.6)]] * 2, *[[(1, 1, 0.6)]] * 4).summary(Words()))
+    assert "'w1' > 'w2'" in text
+    assert "wrong tokens: 1.000 in the oldest third of the log, 0.000 in the newest" in text
+
+
+def test_an_empty_log_has_an_empty_summary():
+    summary = MistakeLog().summary(Words())
+    assert (summary.confusions, summary.error_rate, summary.squared_error) == ([], [], [])
+    assert "wrong tokens" not in str(summary)

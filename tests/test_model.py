@@ -1,0 +1,421 @@
+"""CopilotModel: what each correction may depend on, where the Pilot's states enter, and what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from builders import (
+    BOTH_KINDS,
+    FAMILIES,
+    VOCAB_SIZE,
+    WIDTH,
+    batch_of,
+    fresh_pair,
+    layer_outputs,
+    random_ids,
+    random_pair,
+    randomize,
+    tiny_pilot,
+)
+from torch import Tensor
+
+from copilot import CopilotModel, MistakeLog, PilotCopilotForCausalLM
+
+BATCH, STEPS, CONTEXT, KEPT = 2, 5, 4, 8
+J = 2  # the step that is perturbed
+both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
+visibilities = pytest.mark.parametrize("visibility", ["current", "previous"])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Random arguments of `CopilotModel.forward`."""
+
+    error_index: Tensor
+    error_value: Tensor
+    context: Tensor
+    context_mask: Tensor
+    hidden: Tensor
+    candidate_index: Tensor
+
+
+def random_inputs(seed: int = 0) -> Inputs:
+    g = torch.Generator().manual_seed(seed)
+    return Inputs(
+        error_index=torch.randint(VOCAB_SIZE, (BATCH, STEPS, KEPT + 1), generator=g),
+        error_value=torch.randn(BATCH, STEPS, KEPT + 1, generator=g),
+        context=torch.randn(BATCH, CONTEXT, WIDTH, generator=g),
+        context_mask=torch.ones(BATCH, STEPS, CONTEXT, dtype=torch.bool),
+        hidden=torch.randn(BATCH, STEPS, WIDTH, generator=g),
+        candidate_index=torch.rand(BATCH, STEPS, VOCAB_SIZE, generator=g).argsort(-1)[..., :KEPT],
+    )
+
+
+@torch.no_grad()
+def delta_of(copilot: CopilotModel, inputs: Inputs) -> Tensor:
+    """(B, n, k)."""
+    return copilot(**vars(inputs))
+
+
+def changed_steps(copilot: CopilotModel, before: Inputs, after: Inputs) -> list[int]:
+    """The steps whose delta is not the same to the last bit."""
+    difference = (delta_of(copilot, before) != delta_of(copilot, after)).any(2).any(0)
+    return difference.nonzero().flatten().tolist()
+
+
+def with_step(inputs: Inputs, name: str, step: int) -> Inputs:
+    """The inputs with other values of one field at one step."""
+    value = getattr(inputs, name).clone()
+    value[:, step] += 1.0
+    return replace(inputs, **{name: value})
+
+
+# ---- Causality ----
+
+
+@both_kinds
+@visibilities
+def test_a_correction_depends_on_its_own_and_earlier_mistakes_only(kind, visibility):
+    """Input j is the mistake of token j - 1: no step before j may change, all from j on must."""
+    copilot = random_pair(kind, visibility=visibility).copilot
+    inputs = random_inputs()
+    assert changed_steps(copilot, inputs, with_step(inputs, "error_value", J)) == [2, 3, 4]
+
+
+@both_kinds
+def test_a_correction_sees_the_state_that_produced_its_prediction_but_no_later_one(kind):
+    copilot = random_pair(kind, visibility="current").copilot
+    inputs = random_inputs()
+    assert changed_steps(copilot, inputs, with_step(inputs, "hidden", J)) == [2, 3, 4]
+
+
+@both_kinds
+def test_with_previous_visibility_a_correction_sees_strictly_earlier_states(kind):
+    copilot = random_pair(kind, visibility="previous").copilot
+    inputs = random_inputs()
+    assert changed_steps(copilot, inputs, with_step(inputs, "hidden", J)) == [3, 4]
+
+
+@both_kinds
+def test_every_correction_depends_on_the_context(kind):
+    copilot = random_pair(kind).copilot
+    inputs = random_inputs()
+    assert changed_steps(copilot, inputs, with_step(inputs, "context", 0)) == [0, 1, 2, 3, 4]
+
+
+@both_kinds
+def test_a_masked_context_entry_is_seen_by_no_masked_step(kind):
+    copilot = random_pair(kind).copilot
+    inputs = random_inputs()
+    inputs.context_mask[:, :3, 1] = False
+    # Later steps see it, and hand it on to no earlier one.
+    assert changed_steps(copilot, inputs, with_step(inputs, "context", 1)) == [3, 4]
+
+
+@both_kinds
+@visibilities
+@pytest.mark.parametrize("feedback", ["observed", "predicted"])
+def test_a_pairs_log_probability_does_not_depend_on_later_tokens(kind, visibility, feedback):
+    pair = random_pair(kind, visibility=visibility, feedback=feedback)
+    first = batch_of(kind, prompt=5, answer=6)
+    second = {name: value.clone() for name, value in first.items()}
+    cut = 3 if kind == "t5" else 8  # the answer's fourth token differs
+    for name in ("labels",) if kind == "t5" else ("labels", "input_ids"):
+        second[name][:, cut] = (second[name][:, cut] + 1) % VOCAB_SIZE
+    with torch.no_grad():
+        difference = (pair(**first).logits != pair(**second).logits).any(2).any(0)
+    predicts_it = cut if kind == "t5" else cut - 1
+    assert not difference[: predicts_it + 1].any()
+    assert difference[predicts_it + 1 :].any()
+
+
+def test_text_after_a_supervised_span_is_not_seen_by_it():
+    """Two turns: the second question is no context of the first answer."""
+    pair = random_pair("llama")
+    ids = random_ids(1, 14)
+    labels = ids.clone()
+    labels[:, :4] = -100  # the first question; then the first answer
+    labels[:, 7:10] = -100  # the second question; then the second answer
+    other = ids.clone()
+    other[:, 9] = (other[:, 9] + 1) % VOCAB_SIZE
+    with torch.no_grad():
+        first, second = (pair(input_ids=tokens, labels=labels).delta for tokens in (ids, other))
+    difference = (first != second).any(1)
+    assert difference.tolist() == [False] * 3 + [True] * 4
+
+
+def test_text_before_a_supervised_span_is_seen_by_it():
+    """The same two turns: the second answer reads the second question through X~, not through the Pilot alone."""
+    pair = random_pair("llama")
+    ids = random_ids(1, 14)
+    labels = ids.clone()
+    labels[:, :4] = -100
+    labels[:, 7:10] = -100
+    pair.train()
+    pair.mistake_log = MistakeLog(1, hidden_dtype="float32")
+    pair(input_ids=ids, labels=labels)
+    round_ = pair.mistake_log.draw()
+    assert round_.visible.tolist() == [4] * 3 + [7] * 4
+    pair.eval()
+    context = round_.context.clone()
+    context[6] += 1  # the second question's last token
+    with torch.no_grad():
+        difference = (pair.predict(round_) != pair.predict(replace(round_, context=context))).any(1)
+    assert difference.tolist() == [False] * 3 + [True] * 4
+
+
+# ---- Patterns 1 to 4 and pooling: where the Pilot's states enter ----
+
+
+def keys_per_layer(pair: PilotCopilotForCausalLM, inputs: Inputs) -> list[int]:
+    """How many keys the attention of each Copilot layer has."""
+    seen: list[int] = []
+    handles = [
+        layer.self_attn.k_proj.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[1]))
+        for layer in pair.copilot.layers
+    ]
+    delta_of(pair.copilot, inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("context_layers", "reading"),
+    [("even", [1, 3]), ("every", [0, 1, 2, 3]), ("first_half", [1, 3]), ("second_half", [1, 3])],
+)
+def test_the_chosen_copilot_layers_read_the_context(context_layers, reading):
+    """The 2nd and 4th layer (pattern 1), or all of them (pattern 2), attend to X~ and h instead of to themselves."""
+    pair = random_pair("llama", layers=4, context_layers=context_layers)
+    expected = [CONTEXT + STEPS if layer in reading else STEPS for layer in range(4)]
+    assert keys_per_layer(pair, random_inputs()) == expected
+
+
+def test_an_odd_layer_does_not_read_the_context():
+    """The first layer's output is the same for another context and other states; the second layer's is not."""
+    copilot = random_pair("llama").copilot
+    inputs = random_inputs()
+    other = replace(inputs, context=inputs.context + 1, hidden=inputs.hidden + 1)
+    outputs: list[list[Tensor]] = [[], []]
+    handles = [
+        copilot.layers[i].register_forward_hook(lambda _module, _args, output, i=i: outputs[i].append(output))
+        for i in range(2)
+    ]
+    delta_of(copilot, inputs)
+    delta_of(copilot, other)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(*outputs[0])
+    assert not torch.allclose(*outputs[1])
+
+
+def test_every_layer_of_an_encoder_decoder_copilot_reads_the_context():
+    copilot = random_pair("t5").copilot
+    seen: list[int] = []
+    for block in copilot.layers:
+        block.layer[0].SelfAttention.k.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[1]))
+        block.layer[1].EncDecAttention.k.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[1]))
+    delta_of(copilot, random_inputs())
+    assert seen == [STEPS, CONTEXT + STEPS] * 3
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ("context_layers", "pooled"),
+    [("even", [0, 1, 2, 3]), ("every", [0, 1, 2, 3]), ("first_half", [0, 1]), ("second_half", [2, 3])],
+)
+@pytest.mark.parametrize("pooling", ["mean", "max", "sum"])
+def test_the_logged_state_pools_the_outputs_of_the_chosen_pilot_layers(kind, context_layers, pooled, pooling):
+    pair = fresh_pair(kind, context_layers=context_layers, pooling=pooling).train()
+    batch = batch_of(kind, prompt=5, answer=6)
+    _, _, outputs = layer_outputs(pair.pilot, **batch)
+    supervised = slice(0, 6) if kind == "t5" else slice(4, 10)
+    stack = torch.stack([outputs[layer][:, supervised].double() for layer in pooled])
+    expected = {"mean": stack.mean(0), "sum": stack.sum(0), "max": stack.amax(0)}[pooling].flatten(0, 1)
+    pair.mistake_log = MistakeLog(1, hidden_dtype="float32")
+    pair(**batch)
+    torch.testing.assert_close(pair.mistake_log.draw().hidden.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_context_norm_the_scale_of_the_states_matters():
+    inputs = random_inputs()
+    larger = replace(inputs, context=7 * inputs.context, hidden=7 * inputs.hidden)
+    normed, plain = (random_pair("llama", context_norm=norm).copilot for norm in (True, False))
+    torch.testing.assert_close(delta_of(normed, larger), delta_of(normed, inputs), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(delta_of(plain, larger), delta_of(plain, inputs), atol=1e-2)
+
+
+# ---- A fresh Copilot ----
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("table", ["own", "tied", "factored"])
+@pytest.mark.parametrize("candidates", [None, 8])
+def test_a_fresh_copilot_corrects_nothing(kind, table, candidates):
+    pair = fresh_pair(kind, head=table, error_in=table, candidates=candidates)
+    delta = pair(**batch_of(kind)).delta
+    assert delta.shape[1] == (VOCAB_SIZE if candidates is None else 8)
+    assert (delta == 0).all()
+
+
+@pytest.mark.parametrize("table", ["own", "tied", "factored"])
+def test_a_fresh_copilot_learns_from_its_first_step(table):
+    """A head that starts at zero still gets a gradient."""
+    pair = fresh_pair("llama", head=table, error_in=table).train()
+    pair(**batch_of("llama")).copilot_loss.backward()
+    assert max(p.grad.abs().max() for p in pair.copilot.head.parameters() if p.grad is not None) > 0
+
+
+@both_kinds
+@pytest.mark.parametrize("table", ["own", "tied", "factored"])
+def test_every_parameter_of_a_trained_copilot_gets_a_gradient(kind, table):
+    pair = random_pair(kind, head=table, error_in=table).train()
+    pair(**batch_of(kind)).copilot_loss.backward()
+    without = [name for name, p in pair.copilot.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert without == []
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_layers_are_copies_of_evenly_spaced_pilot_layers(kind):
+    pilot = tiny_pilot(kind)
+    pair = fresh_pair(kind, pilot=pilot, layers=2)
+    decoder = pilot.get_decoder()
+    theirs = decoder.block if kind == "t5" else decoder.layers
+    assert len(pair.copilot.layers) == 2
+    for mine, index in zip(pair.copilot.layers, (0, 3), strict=True):
+        original = theirs[index].state_dict()
+        for name, value in mine.state_dict().items():
+            assert torch.equal(value, original[name]), name
+            assert value.data_ptr() != original[name].data_ptr(), name
+
+
+@pytest.mark.parametrize(
+    ("layers", "picked"), [(1, None), (2, [0, 3]), (3, [0, 2, 3]), ("all", [0, 1, 2, 3]), ([1, 2], [1, 2]), (9, [0, 1, 2, 3])]
+)
+def test_layers_names_the_pilot_layers_to_copy(layers, picked):
+    pilot = tiny_pilot("llama")
+    if picked is None:
+        with pytest.raises(ValueError, match="^layers must be at least 2"):
+            fresh_pair("llama", pilot=pilot, layers=layers)
+        return
+    pair = fresh_pair("llama", pilot=pilot, layers=layers)
+    weights = [layer.mlp.up_proj.weight for layer in pair.copilot.layers]
+    assert len(weights) == len(picked)
+    assert all(torch.equal(w, pilot.model.layers[i].mlp.up_proj.weight) for w, i in zip(weights, picked, strict=True))
+
+
+@pytest.mark.parametrize("layers", [0, -1, [], [0, 4], "some", 2.0])
+def test_layers_that_do_not_exist_are_refused(layers):
+    with pytest.raises(ValueError, match="^layers must be"):
+        fresh_pair("llama", layers=layers)
+
+
+# ---- Another width ----
+
+
+@both_kinds
+@pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("table", ["own", "tied", "factored"])
+def test_a_copilot_of_another_width_is_aligned(kind, width, table):
+    other = tiny_pilot(kind, seed=5, **{"d_model" if kind == "t5" else "hidden_size": width})
+    pair = fresh_pair(kind, copilot_from=other, head=table, error_in=table)
+    assert (pair.config.hidden_size, pair.config.pilot_hidden_size) == (width, WIDTH)
+    assert pair.copilot.context_projection.weight.shape == (width, WIDTH)
+    randomize(pair.copilot)
+    batch = batch_of(kind)
+    with torch.no_grad():
+        delta = pair(**batch).delta
+        for parameter in pair.copilot.context_projection.parameters():
+            parameter.zero_()
+        blind = pair(**batch).delta
+    assert torch.isfinite(delta).all()
+    assert not torch.allclose(delta, blind, atol=1e-3)
+
+
+def test_a_copilot_of_another_family_is_refused():
+    with pytest.raises(ValueError, match="^copilot_from must be of the Pilot's family 'llama'"):
+        fresh_pair("llama", copilot_from=tiny_pilot("qwen2"))
+
+
+# ---- LoRA in the Copilot ----
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+T5_LORA = LORA | {"target_modules": ["q", "v"]}
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("llama", LORA), ("t5", T5_LORA)])
+def test_lora_trains_only_adapters_and_the_new_maps(kind, lora):
+    pair = fresh_pair(kind, lora=lora)
+    for name, parameter in pair.copilot.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name or not name.startswith("layers.")), name
+
+
+def test_lora_in_the_copilot_leaves_the_pilot_trainable():
+    pair = fresh_pair("llama", lora=LORA)
+    assert all(parameter.requires_grad for parameter in pair.pilot.parameters())
+    assert not any("lora_" in name for name, _ in pair.pilot.named_parameters())
+
+
+def test_a_step_with_lora_moves_only_adapters_and_the_new_maps():
+    pair = random_pair("llama", lora=LORA).train()
+    before = {name: p.detach().clone() for name, p in pair.copilot.named_parameters()}
+    optimizer = torch.optim.SGD(pair.copilot.parameters(), lr=0.1)
+    pair(**batch_of("llama")).copilot_loss.backward()
+    optimizer.step()
+    moved = {name for name, p in pair.copilot.named_parameters() if not torch.equal(p, before[name])}
+    assert any("lora_B" in name for name in moved)
+    assert "head.weight" in moved
+    assert not any(name.startswith("layers.") and "lora_" not in name for name in moved)
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("llama", LORA), ("t5", T5_LORA)])
+def test_a_copilot_with_lora_survives_saving(tmp_path, kind, lora):
+    pair = random_pair(kind, lora=lora)
+    with torch.no_grad():
+        for name, parameter in pair.copilot.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    pair.copilot.save_pretrained(tmp_path)
+    loaded = CopilotModel.from_pretrained(tmp_path).eval()
+    inputs = random_inputs()
+    assert torch.equal(delta_of(loaded, inputs), delta_of(pair.copilot, inputs))
+    assert [n for n, p in loaded.named_parameters() if p.requires_grad] == [
+        n for n, p in pair.copilot.named_parameters() if p.requires_grad
+    ]
+
+
+# ---- Tied tables ----
+
+
+@both_kinds
+@pytest.mark.parametrize("choice", [{"head": "tied"}, {"error_in": "tied"}, {"head": "factored"}])
+def test_a_tied_copilot_without_its_pilots_tables_says_so(kind, choice):
+    copilot = random_pair(kind, **choice).copilot
+    with pytest.raises(ValueError, match="pilot_tables"):
+        delta_of(copilot, random_inputs())
+
+
+def test_candidates_are_columns_of_the_full_correction():
+    """The head restricted to k tokens gives the numbers that it gives for the whole vocabulary."""
+    for table in ("own", "tied", "factored"):
+        pair = random_pair("llama", head=table, error_in=table)
+        tables = pair.pilot_tables()
+        inputs = random_inputs()
+        with torch.no_grad():
+            some = pair.copilot(**vars(inputs), pilot_tables=tables)
+            full = pair.copilot(**vars(replace(inputs, candidate_index=None)), pilot_tables=tables)
+        torch.testing.assert_close(some, full.gather(2, inputs.candidate_index), atol=1e-5, rtol=1e-5)
+
+
+def test_a_sparse_mistake_is_read_as_its_dense_form():
+    for table in ("own", "tied", "factored"):
+        pair = random_pair("llama", head=table, error_in=table)
+        tables = pair.pilot_tables()
+        sparse = random_inputs()
+        written = torch.zeros(BATCH, STEPS, VOCAB_SIZE).scatter_add(2, sparse.error_index, sparse.error_value)
+        with torch.no_grad():
+            expected = pair.copilot(**vars(replace(sparse, error_index=None, error_value=written)), pilot_tables=tables)
+            actual = pair.copilot(**vars(sparse), pilot_tables=tables)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
