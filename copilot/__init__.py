@@ -3,10 +3,13 @@
 from transformers import AutoConfig, AutoModel
 
 from copilot import ops
+from copilot.calibration import calibrate
 from copilot.config import CopilotConfig, UnsupportedArchitectureError
+from copilot.data import prepare_dataset
 from copilot.mistake_log import MistakeLog
 from copilot.model import CopilotModel
 from copilot.pair import PairOutput, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
+from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
 
 AutoConfig.register(CopilotConfig.model_type, CopilotConfig)
 AutoModel.register(CopilotConfig, CopilotModel)
@@ -14,10 +17,14 @@ AutoModel.register(CopilotConfig, CopilotModel)
 __all__ = [
     "CopilotConfig",
     "CopilotModel",
+    "CopilotTrainer",
+    "CopilotTrainingArguments",
     "MistakeLog",
     "PairOutput",
     "PilotCopilotForCausalLM",
     "PilotCopilotForSeq2SeqLM",
     "UnsupportedArchitectureError",
+    "calibrate",
     "ops",
+    "prepare_dataset",
 ]

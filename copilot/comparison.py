@@ -83,10 +83,10 @@ def compare(
     metrics = {}
     if has_completions:
         exact = [[exact_match(t, e.completion) for t, e in zip(of, examples, strict=True)] for of in texts]
-        metrics["exact match"] = paired_bootstrap(*exact)
+        metrics["exact match"] = paired_bootstrap(exact[0], exact[1])
     if has_task:
         right = [[TASKS[e.task].is_correct(t, e.answer) for t, e in zip(of, examples, strict=True)] for of in texts]
-        metrics["answer accuracy"] = paired_bootstrap(*right)
+        metrics["answer accuracy"] = paired_bootstrap(right[0], right[1])
     if has_completions:
         held = collect(pair, to_rows(examples), tokenizer, batch_size=batch_size, max_length=max_length)
         alone, fused = (scores(held, s, config.rectifier, config.fusion) for s in (0.0, strength))

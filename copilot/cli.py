@@ -1,0 +1,303 @@
+"""tcopilot: train a pair, evaluate it, generate with it, and look at its Mistake Log, from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from copilot.calibration import calibrate
+from copilot.cli_arguments import (
+    CopilotArguments,
+    DataArguments,
+    EvaluationArguments,
+    GenerationArguments,
+    Parser,
+    PilotArguments,
+    TrainSplitArguments,
+    flags_of_file,
+    one_line,
+)
+from copilot.comparison import compare
+from copilot.environment import environment_text
+from copilot.evaluation import complete
+from copilot.mistake_log import MistakeLog
+from copilot.pair import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM, PilotCopilotModel
+from copilot.tasks import Example, read_examples
+from copilot.tasks.llm_adapters import Split
+from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+
+# Of a finished run; a checkpoint has one for each process, mistake_log_0.safetensors and so on.
+LOG_FILE = "mistake_log.safetensors"
+FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv"}
+VALIDATION_SPLITS = ("validation", "valid")
+HELD_OUT_SHARE = 0.1  # of the training rows, where the data has no validation split
+
+
+# ---- Commands ----
+
+
+def train(
+    pilot: PilotArguments,
+    design: CopilotArguments,
+    data: DataArguments,
+    splits: TrainSplitArguments,
+    arguments: CopilotTrainingArguments,
+) -> None:
+    """Train a Pilot and its Copilot, calibrate lambda, and write both to --output_dir."""
+    training_rows, validation_rows = load_training_data(data, splits, arguments.seed)
+    tokenizer = load_tokenizer(pilot.model_name_or_path)
+    set_seed(arguments.seed)
+    pair_class, pilot_class = classes_of(pilot.model_name_or_path)
+    loaded = pilot_class.from_pretrained(pilot.model_name_or_path, dtype=pilot.dtype)
+    pair = pair_class.from_pilot(loaded, **copilot_options(design))
+    trainer = CopilotTrainer(
+        pair, arguments, training_rows, validation_rows, tokenizer, peft_config=pilot_adapters(pilot)
+    )
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        found = calibrate(pair, validation_rows, tokenizer, max_length=arguments.max_length)
+        before, after = found.pilot.per_token()[0], found.pair.per_token()[0]
+        print(f"lambda = {found.strength:.3f} on {len(validation_rows)} rows: Brier score {before:.4f} -> {after:.4f}")
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        trainer.mistake_log.save(Path(arguments.output_dir) / LOG_FILE)
+
+
+def evaluate(data: DataArguments, evaluation: EvaluationArguments, generation: GenerationArguments) -> None:
+    """Compare the Pilot alone with the pair: exact match, answer accuracy, Brier score and NLL."""
+    examples = load_examples(data, evaluation.dataset_test_split)
+    pair, tokenizer = load_pair(generation)
+    print(
+        compare(
+            pair,
+            tokenizer,
+            examples,
+            strength=generation.strength,
+            batch_size=evaluation.batch_size,
+            max_length=evaluation.max_length,
+            num_beams=generation.num_beams,
+            max_new_tokens=generation.max_new_tokens,
+        )
+    )
+
+
+def generate(generation: GenerationArguments, prompt: str | None) -> None:
+    """Complete a prompt."""
+    prompt = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
+    if not prompt:
+        raise ValueError("the prompt is empty; give one, or write it to standard input")
+    pair, tokenizer = load_pair(generation)
+    options = {"num_beams": generation.num_beams, "max_new_tokens": generation.max_new_tokens, "do_sample": False}
+    print(complete(pair, tokenizer, [prompt], strength=generation.strength, **options)[0])
+
+
+def log(folder: str) -> None:
+    """Say what the Pilot gets wrong, from the Mistake Log of an output folder or a checkpoint."""
+    paths = sorted(Path(folder).glob("mistake_log*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder!r} holds no mistake_log*.safetensors; give an output folder or a checkpoint")
+    tokenizer = load_tokenizer(folder)
+    for path in paths:
+        kept = open_log(path)
+        print(f"{path.name}: {len(kept)} of {kept.rounds_seen} rounds", kept.summary(tokenizer), sep="\n")
+
+
+def env() -> None:
+    """Print the versions, the device and the build facts that a bug report needs."""
+    print(environment_text())
+
+
+# ---- Models ----
+
+
+def classes_of(name: str) -> tuple[type[PilotCopilotModel], Any]:
+    """Classes of the pair and of the Pilot, by the configuration of either."""
+    if AutoConfig.from_pretrained(name).is_encoder_decoder:
+        return PilotCopilotForSeq2SeqLM, AutoModelForSeq2SeqLM
+    return PilotCopilotForCausalLM, AutoModelForCausalLM
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that can pad."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_pair(generation: GenerationArguments) -> tuple[PilotCopilotModel, PreTrainedTokenizerBase]:
+    """A saved pair, on the GPU when there is one, and its tokenizer."""
+    pair = classes_of(generation.pair)[0].from_pretrained(generation.pair, pilot=generation.pilot)
+    return pair.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_tokenizer(generation.pair)
+
+
+def pilot_adapters(pilot: PilotArguments) -> LoraConfig | None:
+    """The adapters to train, or None for a Pilot trained in full."""
+    if not pilot.use_peft:
+        return None
+    names = pilot.lora_target_modules
+    return LoraConfig(
+        r=pilot.lora_r,
+        lora_alpha=pilot.lora_alpha,
+        lora_dropout=pilot.lora_dropout,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+    )
+
+
+def copilot_options(design: CopilotArguments) -> dict[str, Any]:
+    """The arguments of `from_pilot`."""
+    options = dict(vars(design))
+    options["layers"] = number_or("all", "copilot_layers", options.pop("copilot_layers"))
+    candidates = number_or("none", "candidates", options.pop("candidates"))
+    options["candidates"] = None if candidates == "none" else candidates
+    options["loss"] = options.pop("copilot_loss")
+    rank = options.pop("copilot_lora_r")
+    if rank:
+        options["lora"] = {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
+    return options
+
+
+def number_or(word: str, name: str, value: str) -> int | str:
+    """`value` as a number, unless it is `word`."""
+    if value != word and not value.isdigit():
+        raise ValueError(f"{name} must be a number or {word!r}; got {value!r}")
+    return value if value == word else int(value)
+
+
+def open_log(path: Path) -> MistakeLog:
+    """A saved Mistake Log of any capacity and type."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["mistake_log"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no complete Mistake Log: {error}") from error
+    kept = MistakeLog(facts["capacity"], hidden_dtype=facts["hidden_dtype"])
+    kept.load(path)
+    return kept
+
+
+# ---- Data ----
+
+
+def load_splits(data: DataArguments) -> DatasetDict:
+    """All splits of the data, by name; a single file is one split, "train"."""
+    path = Path(data.dataset_name)
+    if data.task is not None:
+        found = [name for name in get_args(Split) if (path / data.task / f"{name}.json").is_file()]
+        if not found:
+            raise FileNotFoundError(f"dataset_name is {data.dataset_name!r}, which holds no {data.task}/train.json")
+        examples = {name: read_examples(path, data.task, name) for name in found}
+        return DatasetDict({name: Dataset.from_list([vars(e) for e in rows]) for name, rows in examples.items()})
+    if path.suffix not in FILE_FORMATS:
+        return load_dataset(data.dataset_name, data.dataset_config)
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset_name is {data.dataset_name!r}, which does not exist")
+    return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path))
+
+
+def pick_split(splits: DatasetDict, name: str, option: str) -> Dataset:
+    """The rows of a split; ValueError when there is none of that name."""
+    if name not in splits:
+        raise ValueError(f"{option} is {name!r}; the data has {', '.join(splits)}")
+    return splits[name]
+
+
+def load_training_data(data: DataArguments, choice: TrainSplitArguments, seed: int) -> tuple[Dataset, Dataset]:
+    """Rows to train on, and others for calibration."""
+    splits = load_splits(data)
+    training = pick_split(splits, choice.dataset_train_split, "dataset_train_split")
+    name = choice.dataset_validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
+    if name is not None:
+        return training, pick_split(splits, name, "dataset_validation_split")
+    if len(training) < 2:
+        raise ValueError(f"the data has {len(training)} rows to train on, expected at least 2: some calibrate lambda")
+    parts = training.train_test_split(test_size=HELD_OUT_SHARE, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def load_examples(data: DataArguments, split: str | None) -> list[Example]:
+    """The examples of one split."""
+    splits = load_splits(data)
+    name = split or (next(iter(splits)) if len(splits) == 1 else "test")
+    rows = pick_split(splits, name, "dataset_test_split")
+    if not {"prompt", "completion"} <= set(rows.column_names):
+        raise ValueError(f"the data has the columns {sorted(rows.column_names)}, expected {{prompt, completion}}")
+    return [Example(row["prompt"], row["completion"], row.get("answer", ""), data.task or "") for row in rows.to_list()]
+
+
+# ---- Command line ----
+
+
+TRAINING = [PilotArguments, CopilotArguments, DataArguments, TrainSplitArguments, CopilotTrainingArguments]
+COMMANDS: dict[str, tuple[Callable[..., None], list[type]]] = {
+    "train": (train, TRAINING),
+    "eval": (evaluate, [DataArguments, EvaluationArguments, GenerationArguments]),
+    "generate": (generate, [GenerationArguments]),
+    "log": (log, []),
+    "env": (env, []),
+}
+
+
+def parse(name: str, argv: list[str]) -> list[Any]:
+    """The arguments of a command's function."""
+    command, dataclasses = COMMANDS[name]
+    parser = Parser(dataclasses, prog=f"tcopilot {name}", description=command.__doc__, allow_abbrev=False)
+    if name == "generate":
+        parser.add_argument("prompt", nargs="?", help="Text to complete; by default standard input.")
+    if name == "log":
+        parser.add_argument("folder", help="Output folder or checkpoint of a training.")
+    if name in ("train", "eval"):
+        parser.add_argument("--config", help="YAML file of flags; those on the command line count more.")
+        first = Parser([], add_help=False, allow_abbrev=False)
+        first.add_argument("--config")
+        config = first.parse_known_args(argv)[0].config
+        argv = argv if config is None else flags_of_file(config, parser) + argv
+    *values, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    if len(values) > len(dataclasses):  # a namespace of what is in no dataclass
+        rest = vars(values.pop())
+        values += [rest[key] for key in ("prompt", "folder") if key in rest]
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `tcopilot`.
+
+    Args:
+        argv: its arguments; None takes those of the process.
+
+    Returns:
+        The exit code: 0, or 1 after an error in what the user gave. Wrong flags leave by SystemExit(2).
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    top = Parser([], prog="tcopilot", description=__doc__.split(": ")[1])
+    top.add_argument("command", choices=COMMANDS, help="; ".join(f"{n}: {c.__doc__}" for n, (c, _) in COMMANDS.items()))
+    name = top.parse_args(argv[:1]).command
+    try:
+        COMMANDS[name][0](*parse(name, argv[1:]))
+    except (ValueError, OSError, ImportError, DatasetsError) as error:
+        print(f"tcopilot: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The flags of `tcopilot`, and where their values come from: the command line and a YAML file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from copilot.config import CONTEXT_LAYERS, FEEDBACKS, TABLES, VISIBILITIES
+from copilot.ops.candidate_loss import LOSSES
+from copilot.ops.pool_layers import POOLINGS
+from copilot.ops.rectify import FUSIONS, RECTIFIERS
+from copilot.tasks import TASKS
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+def flag(help: str, default: Any = None, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field that is a command line flag."""
+    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
+
+
+@dataclass
+class PilotArguments:
+    """Which Pilot is trained, and how."""
+
+    model_name_or_path: str = field(metadata={"help": "The Pilot: a hub id or a folder."})
+    dtype: str = flag("Type of the Pilot's weights.", "float32", DTYPES)
+    use_peft: bool = flag("Train LoRA adapters of the Pilot instead of all its weights.", False)
+    lora_r: int = flag("Rank of the Pilot's adapters.", 32)
+    lora_alpha: int = flag("Scale of the Pilot's adapters.", 64)
+    lora_dropout: float = flag("Dropout of the Pilot's adapters.", 0.05)
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "Names of the Pilot's layers that get adapters."}
+    )
+
+
+@dataclass
+class CopilotArguments:
+    """The Copilot's design; see CopilotConfig."""
+
+    copilot_layers: str = flag("How many of the Pilot's layers to copy, or 'all'.", "6")
+    candidates: str = flag("Correct the Pilot's so many most likely tokens, or 'none': all tokens.", "32")
+    rectifier: str = flag("How the correction becomes a predicted mistake.", "simplex", RECTIFIERS)
+    fusion: str = flag("What the predicted mistake is added to.", "probability", FUSIONS)
+    feedback: str = flag("Which mistake the Copilot reads at each step.", "observed", FEEDBACKS)
+    visibility: str = flag("Up to which of the Pilot's states the Copilot sees.", "current", VISIBILITIES)
+    copilot_loss: str = flag("The Copilot's loss.", "rmse", LOSSES)
+    pooling: str = flag("Pooling of the Pilot's layers.", "mean", POOLINGS)
+    context_layers: str = flag("Where the Pilot's states enter the Copilot.", "even", CONTEXT_LAYERS)
+    head: str = flag("The Copilot's output map.", "own", TABLES)
+    error_in: str = flag("The Copilot's input map.", "own", TABLES)
+    copilot_lora_r: int = flag("Rank of adapters in the Copilot's layers; 0 trains the layers in full.", 0)
+
+
+@dataclass
+class DataArguments:
+    """Where the data comes from."""
+
+    dataset_name: str = field(
+        metadata={
+            "help": "A hub id, a folder, a .json, .jsonl or .csv file; with --task a folder of LLM-Adapters data."
+        }
+    )
+    dataset_config: str | None = flag("Configuration of a hub data set.")
+    task: str | None = flag("A task of the LLM-Adapters layout, read from <dataset_name>/<task>/.", None, list(TASKS))
+
+
+@dataclass
+class TrainSplitArguments:
+    """Which splits a training reads."""
+
+    dataset_train_split: str = flag("Split to train on.", "train")
+    dataset_validation_split: str | None = flag(
+        "Split for lambda and --eval_strategy; by default 'validation' or 'valid', else a tenth of the training rows."
+    )
+
+
+@dataclass
+class EvaluationArguments:
+    """What an evaluation reads."""
+
+    dataset_test_split: str | None = flag("Split to evaluate; by default 'test', or the only one there is.")
+    batch_size: int = flag("Examples a forward.", 32)
+    max_length: int = flag("Tokens a scored example may have.", 256)
+
+
+@dataclass
+class GenerationArguments:
+    """Which pair writes, and how."""
+
+    pair: str = field(metadata={"help": "A trained pair: a folder or a hub id."})
+    pilot: str | None = flag("The Pilot to attach the Copilot to; by default the one it was trained beside.")
+    strength: float | None = flag("lambda; 0 is the Pilot alone; by default the calibrated one.")
+    num_beams: int = flag("Beams; 1 is greedy decoding.", 1)
+    max_new_tokens: int = flag("Tokens a completion may have.", 64)
+
+
+class Parser(HfArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"tcopilot: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def flags_of_file(path: str, parser: ArgumentParser) -> list[str]:
+    """A YAML file of `flag: value` lines as command line flags."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parser.error(f"config {path}: {one_line(error)}")
+    if not isinstance(values, dict):
+        parser.error(f"config {path} holds {type(values).__name__}, expected lines of 'flag: value'")
+    known = {action.dest for action in parser._actions}
+    flags: list[str] = []
+    for name, value in values.items():
+        if name not in known:
+            parser.error(f"config {path}: unknown key {name!r}")
+        if value is None:
+            parser.error(f"config {path}: {name} has no value")
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

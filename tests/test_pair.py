@@ -1,0 +1,431 @@
+"""The supervised forward of a pair: both losses, their gradients, padding, and the round it logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from builders import (
+    BOTH_KINDS,
+    FAMILIES,
+    PAD,
+    VOCAB_SIZE,
+    dense,
+    dense_loss,
+    dense_rectified,
+    fresh_pair,
+    layer_outputs,
+    onehot,
+    random_ids,
+    random_pair,
+    tiny_pilot,
+)
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from copilot import MistakeLog, PilotCopilotForCausalLM
+from copilot.mistake_log import Round
+from copilot.tap import embed
+
+families = pytest.mark.parametrize("kind", FAMILIES)
+both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
+
+# Three rows of (prompt, answer), all of different lengths.
+ROWS = [(random_ids(p, seed=p), random_ids(a, seed=20 + a)) for p, a in ((5, 2), (2, 5), (3, 4))]
+
+
+def batch_of_rows(kind: str, rows: list[tuple[Tensor, Tensor]], side: str = "right") -> dict[str, Tensor]:
+    """A supervised batch, padded on one side; the decoder's labels of an encoder-decoder are always padded right."""
+    if kind == "t5":
+        ids, labels = [prompt for prompt, _ in rows], [answer for _, answer in rows]
+    else:
+        ids = [torch.cat(row) for row in rows]
+        labels = [torch.cat([torch.full_like(prompt, -100), answer]) for prompt, answer in rows]
+    return {
+        "input_ids": padded(ids, PAD, side),
+        "attention_mask": padded([torch.ones_like(row) for row in ids], 0, side),
+        "labels": padded(labels, -100, "right" if kind == "t5" else side),
+    }
+
+
+def padded(rows: list[Tensor], value: int, side: str) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """Eq. 1 to 8 of one row, in float64 over the whole vocabulary.
+
+    Attributes:
+        cross_entropy: (n,) of every answer token.
+        copilot: (n,) the Copilot's loss of every token, under the mean and root of Eq. 7.
+        log_p: (n, V) log p~ at strength 0.6.
+    """
+
+    cross_entropy: Tensor
+    copilot: Tensor
+    log_p: Tensor
+
+
+@torch.no_grad()
+def by_hand(pair: torch.nn.Module, kind: str, prompt: Tensor, answer: Tensor) -> ByHand:
+    """One row without padding, packing, log or cache; the Copilot's network is a black box that is fed dense mistakes."""
+    config, n = pair.config, len(answer)
+    if kind == "t5":
+        output, _, outputs = layer_outputs(pair.pilot, input_ids=prompt[None], labels=answer[None])
+        z, context, steps = output.logits[0], output.encoder_last_hidden_state, slice(0, n)
+    else:
+        output, first, outputs = layer_outputs(pair.pilot, input_ids=torch.cat([prompt, answer])[None])
+        steps = slice(len(prompt) - 1, len(prompt) - 1 + n)
+        z, context = output.logits[0, steps], first[:, : len(prompt)]
+    hidden = torch.stack(outputs).mean(0)[:, steps]
+    p, y = z.double().softmax(-1), onehot(answer, VOCAB_SIZE)
+    index = None if config.candidates is None else z.topk(config.candidates).indices
+    kept = torch.ones_like(p) if index is None else torch.zeros_like(p).scatter(1, index, 1.0)
+
+    def delta_of(errors: list[Tensor]) -> Tensor:
+        """(steps so far, V), from the mistake that each step reads."""
+        m = len(errors)
+        delta = pair.copilot(
+            error_index=None,
+            error_value=torch.stack(errors).float()[None],
+            context=context,
+            context_mask=torch.ones(1, m, context.shape[1], dtype=torch.bool),
+            hidden=hidden[:, :m],
+            candidate_index=None if index is None else index[None, :m],
+            pilot_tables=pair.pilot_tables(),
+        )[0]
+        return dense(delta, None if index is None else index[:m], VOCAB_SIZE)
+
+    errors = [torch.zeros(VOCAB_SIZE, dtype=torch.float64)]
+    for i in range(n - 1):
+        if config.feedback == "observed":
+            errors.append(y[i] - p[i] * kept[i])
+        else:
+            delta = delta_of(errors)[i].double()
+            f = delta if config.rectifier == "linear" else (z[i].double() + delta).softmax(-1) - p[i]
+            errors.append(f * kept[i])
+    delta = delta_of(errors)
+    return ByHand(
+        cross_entropy=-(y * p.log()).sum(-1),
+        copilot=dense_loss(z, answer, delta, config.rectifier, config.loss),
+        log_p=dense_rectified(z, delta, 0.6, config.rectifier, config.fusion).log(),
+    )
+
+
+# ---- The losses ----
+
+MODES: list[dict[str, Any]] = [
+    {},
+    {"candidates": None},
+    {"candidates": None, "rectifier": "linear", "feedback": "predicted"},
+    {"rectifier": "linear"},
+    {"fusion": "logit"},
+    {"loss": "ce"},
+    {"loss": "kl"},
+    {"feedback": "predicted"},
+    {"visibility": "previous"},
+    {"head": "tied", "error_in": "tied"},
+    {"head": "factored", "error_in": "factored", "candidates": 1},
+]
+modes = pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(map(str, mode.values())) or "default")
+
+
+@both_kinds
+@modes
+def test_losses_and_log_probabilities_equal_a_computation_by_hand(kind, mode):
+    pair = random_pair(kind, **mode)
+    if pair.config.rectifier == "linear":
+        pair.copilot.head.weight.data.mul_(0.02)  # a difference of probabilities, not of logits
+    with torch.no_grad():
+        output = pair(**batch_of_rows(kind, ROWS), strength=0.6)
+    truth = [by_hand(pair, kind, *row) for row in ROWS]
+    torch.testing.assert_close(
+        output.pilot_loss.double(), torch.cat([row.cross_entropy for row in truth]).mean(), atol=1e-5, rtol=0
+    )
+    mean = torch.cat([row.copilot for row in truth]).mean()
+    expected = mean.sqrt() if pair.config.loss == "rmse" else mean
+    torch.testing.assert_close(output.copilot_loss.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.loss, output.pilot_loss + output.copilot_loss)
+    for row, (prompt, answer) in enumerate(ROWS):
+        start = 0 if kind == "t5" else len(prompt) - 1
+        actual = output.logits[row, start : start + len(answer)]
+        torch.testing.assert_close(actual.double().exp(), truth[row].log_p.exp(), atol=1e-5, rtol=0)
+
+
+@both_kinds
+def test_logits_that_predict_nothing_supervised_are_the_pilots_log_probabilities(kind):
+    pair = random_pair(kind)
+    batch = batch_of_rows(kind, ROWS)
+    with torch.no_grad():
+        logits = pair(**batch).logits
+        pilots = pair.pilot(**batch).logits.log_softmax(-1)
+    supervised = batch["labels"] != -100
+    if kind != "t5":
+        supervised = supervised.roll(-1, dims=1)
+    assert torch.equal(logits[~supervised], pilots[~supervised])
+    assert not torch.isclose(logits[supervised], pilots[supervised]).all(1).any()
+
+
+@both_kinds
+def test_at_strength_zero_logits_are_the_pilots_raw_ones(kind):
+    pair = random_pair(kind)
+    batch = batch_of_rows(kind, ROWS)
+    with torch.no_grad():
+        assert torch.equal(pair(**batch, strength=0).logits, pair.pilot(**batch).logits)
+
+
+@families
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_pilots_loss_is_hugging_faces_own(kind, side):
+    pair = random_pair(kind).train()
+    batch = batch_of_rows(kind, ROWS, side)
+    expected = pair.pilot(**batch).loss
+    torch.testing.assert_close(pair(**batch).pilot_loss, expected, atol=1e-6, rtol=1e-6)
+
+
+@both_kinds
+def test_the_pilots_loss_is_divided_by_the_items_of_the_whole_step(kind):
+    pair = random_pair(kind)
+    batch = batch_of_rows(kind, ROWS)
+    plain, divided = pair(**batch), pair(**batch, num_items_in_batch=torch.tensor(44))
+    torch.testing.assert_close(divided.pilot_loss, plain.pilot_loss * 11 / 44)
+    assert torch.equal(divided.copilot_loss, plain.copilot_loss)
+
+
+@both_kinds
+def test_training_without_a_log_uses_the_fresh_round_and_returns_no_logits(kind):
+    pair = random_pair(kind)
+    batch = batch_of_rows(kind, ROWS)
+    scored = pair(**batch)
+    trained = pair.train()(**batch)
+    assert trained.logits is None
+    torch.testing.assert_close(trained.copilot_loss, scored.copilot_loss)
+    torch.testing.assert_close(trained.pilot_loss, scored.pilot_loss)
+
+
+def test_embeddings_in_place_of_ids_give_the_same_losses():
+    pair = random_pair("llama")
+    batch = batch_of_rows("llama", ROWS)
+    expected = pair(**batch)
+    embeds = pair.get_input_embeddings()(batch.pop("input_ids"))
+    actual = pair(inputs_embeds=embeds, **batch)
+    assert torch.equal(actual.logits, expected.logits)
+    assert torch.equal(actual.loss, expected.loss)
+
+
+# ---- The gradients ----
+
+TABLES = pytest.mark.parametrize("table", ["own", "tied", "factored"])
+
+
+def has_gradient(model: torch.nn.Module) -> bool:
+    return any(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters())
+
+
+@both_kinds
+@TABLES
+@pytest.mark.parametrize("logged", [False, True])
+def test_the_copilots_loss_never_reaches_the_pilot(kind, table, logged):
+    pair = random_pair(kind, head=table, error_in=table).train()
+    pair.mistake_log = MistakeLog(2) if logged else None
+    pair(**batch_of_rows(kind, ROWS)).copilot_loss.backward()
+    assert has_gradient(pair.copilot)
+    assert not has_gradient(pair.pilot)
+
+
+@both_kinds
+@TABLES
+def test_the_pilots_loss_never_reaches_the_copilot(kind, table):
+    pair = random_pair(kind, head=table, error_in=table).train()
+    pair(**batch_of_rows(kind, ROWS)).pilot_loss.backward()
+    assert has_gradient(pair.pilot)
+    assert not has_gradient(pair.copilot)
+
+
+@both_kinds
+def test_the_pilot_learns_as_if_there_were_no_copilot(kind):
+    pair = random_pair(kind).train()
+    batch = batch_of_rows(kind, ROWS)
+    pair(**batch).loss.backward()
+    actual = {name: p.grad for name, p in pair.pilot.named_parameters()}
+    alone = tiny_pilot(kind).train()
+    alone(**batch).loss.backward()
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(actual[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+# ---- Padding ----
+
+
+@families
+@pytest.mark.parametrize("feedback", ["observed", "predicted"])
+def test_padding_changes_nothing(kind, feedback):
+    """Right-padded, left-padded and one by one: the same mistakes, corrections and log-probabilities."""
+    pair = random_pair(kind, feedback=feedback)
+    with torch.no_grad():
+        right, left = (pair(**batch_of_rows(kind, ROWS, side)) for side in ("right", "left"))
+        alone = [pair(**batch_of_rows(kind, [row])) for row in ROWS]
+    expected = torch.cat([output.delta for output in alone])
+    torch.testing.assert_close(right.delta, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(left.delta, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(right.loss, left.loss, atol=1e-5, rtol=1e-5)
+    assert torch.equal(right.mistakes.target, torch.cat([answer for _, answer in ROWS]))
+    assert torch.equal(left.mistakes.target, right.mistakes.target)
+
+
+@both_kinds
+@pytest.mark.parametrize("visibility", ["current", "previous"])
+def test_padding_changes_no_gradient(kind, visibility):
+    gradients = []
+    for batches in ([batch_of_rows(kind, ROWS)], [batch_of_rows(kind, [row]) for row in ROWS]):
+        pair = random_pair(kind, visibility=visibility, loss="ce").train()  # a mean over tokens adds up over batches
+        for batch in batches:
+            tokens = int((batch["labels"] != -100).sum())
+            (pair(**batch).copilot_loss * tokens / 11).backward()
+        gradients.append({name: p.grad for name, p in pair.copilot.named_parameters()})
+    for name, expected in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], expected, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@both_kinds
+def test_a_row_with_nothing_supervised_changes_nothing(kind):
+    pair = random_pair(kind).train()
+    rows = [*ROWS[:2], (ROWS[2][0], torch.full_like(ROWS[2][1], -100))]
+    batch = batch_of_rows(kind, rows)
+    batch["input_ids"].clamp_(min=PAD)
+    actual, expected = pair(**batch), pair(**batch_of_rows(kind, ROWS[:2]))
+    torch.testing.assert_close(actual.pilot_loss, expected.pilot_loss)
+    torch.testing.assert_close(actual.copilot_loss, expected.copilot_loss)
+    actual.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in pair.parameters() if p.grad is not None)
+
+
+def test_a_sequence_of_padding_alone_leaves_losses_and_gradients_finite():
+    """Such a row fills up a last batch."""
+    pair = random_pair("llama", visibility="previous").train()
+    batch = batch_of_rows("llama", ROWS)
+    for name, value in {"input_ids": PAD, "attention_mask": 0, "labels": -100}.items():
+        batch[name][2] = value
+    output = pair(**batch)
+    torch.testing.assert_close(output.copilot_loss, pair(**batch_of_rows("llama", ROWS[:2])).copilot_loss)
+    output.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in pair.parameters() if p.grad is not None)
+
+
+@both_kinds
+def test_a_batch_with_nothing_supervised_is_refused(kind):
+    pair = random_pair(kind).train()
+    pair.mistake_log = MistakeLog(2)
+    batch = batch_of_rows(kind, ROWS)
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    with pytest.raises(ValueError, match="^labels must hold at least one supervised token"):
+        pair(**batch)
+    assert len(pair.mistake_log) == 0
+
+
+# ---- The log ----
+
+
+@both_kinds
+@pytest.mark.parametrize("training", [True, False])
+def test_a_pilot_with_nan_weights_is_an_error_and_logs_nothing(kind, training):
+    pair = random_pair(kind).train(training)
+    pair.mistake_log = MistakeLog(2)
+    pair.get_output_embeddings().weight.data[5] = float("nan")
+    with pytest.raises(FloatingPointError, match="11 of 11 supervised tokens"):
+        pair(**batch_of_rows(kind, ROWS))
+    assert (len(pair.mistake_log), pair.mistake_log.rounds_seen) == (0, 0)
+
+
+@both_kinds
+def test_only_training_fills_the_log(kind):
+    pair = random_pair(kind)
+    pair.mistake_log = MistakeLog(2)
+    pair(**batch_of_rows(kind, ROWS))
+    assert len(pair.mistake_log) == 0
+    pair.train()(**batch_of_rows(kind, ROWS))
+    assert len(pair.mistake_log) == 1
+
+
+class FirstRound(MistakeLog):
+    """Always draws the oldest round."""
+
+    def draw(self, device: torch.device | str = "cpu") -> Round:
+        self.generator.manual_seed(0)
+        kept, self.rounds = self.rounds, type(self.rounds)([self.rounds[0]], maxlen=self.capacity)
+        try:
+            return super().draw(device)
+        finally:
+            self.rounds = kept
+
+
+@both_kinds
+def test_the_copilot_learns_from_the_round_that_was_drawn(kind):
+    pair = random_pair(kind).train()
+    pair.mistake_log = FirstRound(4, hidden_dtype="float32")
+    first = pair(**batch_of_rows(kind, ROWS[:1]))
+    second = pair(**batch_of_rows(kind, ROWS[1:]))
+    assert torch.equal(second.copilot_loss, first.copilot_loss)
+    assert second.pilot_loss != first.pilot_loss
+
+
+@pytest.mark.parametrize("kind", [family for family in FAMILIES if family != "t5"])
+def test_a_frozen_embedding_is_replayed_from_ids_to_the_last_bit(kind):
+    """X~ is what the first decoder layer reads, the scale of Gemma's embeddings included."""
+    pair = fresh_pair(kind).train()
+    pair.pilot.get_input_embeddings().requires_grad_(False)
+    pair.mistake_log = MistakeLog(1)
+    batch = batch_of_rows(kind, ROWS, "left")
+    pair(**batch)
+    _, first, _ = layer_outputs(pair.pilot, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    prompt = batch["attention_mask"].bool() & (batch["labels"] == -100)
+    round_ = pair.mistake_log.draw()
+    assert round_.context is None
+    assert torch.equal(embed(pair.pilot, round_.context_ids), first[prompt])
+
+
+@families
+def test_an_embedding_that_is_trained_is_kept_itself(kind):
+    pair = fresh_pair(kind).train()
+    pair.mistake_log = MistakeLog(1, hidden_dtype="float32")
+    batch = batch_of_rows(kind, ROWS)
+    pair(**batch)
+    output, first, _ = layer_outputs(pair.pilot, **batch)
+    if kind == "t5":
+        expected = output.encoder_last_hidden_state[batch["attention_mask"].bool()]
+    else:
+        expected = first[batch["attention_mask"].bool() & (batch["labels"] == -100)]
+    round_ = pair.mistake_log.draw()
+    assert round_.context_ids is None
+    assert torch.equal(round_.context, expected)
+
+
+@both_kinds
+def test_rounds_with_ids_and_rounds_with_states_give_the_same_loss(kind):
+    """Freezing the Pilot's embedding changes how X~ is kept, not what the Copilot learns."""
+    losses = []
+    for frozen in (True, False):
+        pair = random_pair(kind).train()
+        pair.pilot.get_input_embeddings().requires_grad_(not frozen)
+        pair.mistake_log = MistakeLog(1, hidden_dtype="float32")
+        losses.append(pair(**batch_of_rows(kind, ROWS)).copilot_loss)
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=0)
+
+
+# ---- What is no Pilot ----
+
+
+def test_a_model_wrapped_by_peft_is_refused():
+    wrapped = get_peft_model(tiny_pilot("llama"), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TypeError, match="^pilot must be a transformers PreTrainedModel.*PeftModel"):
+        PilotCopilotForCausalLM.from_pilot(wrapped)
+
+
+def test_a_pilot_that_carries_adapters_is_refused():
+    pilot = tiny_pilot("llama")
+    pilot.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="^pilot must not carry adapters"):
+        PilotCopilotForCausalLM.from_pilot(pilot)

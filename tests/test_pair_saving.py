@@ -1,0 +1,218 @@
+"""A saved Copilot is a small directory that loads without its Pilot and attaches to any that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import BOTH_KINDS, FAMILIES, PAD, pair_class, random_ids, random_pair, tiny_pilot
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from copilot import CopilotModel, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
+
+families = pytest.mark.parametrize("kind", FAMILIES)
+both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
+
+
+def text_of(pair: torch.nn.Module) -> torch.Tensor:
+    """Log-probabilities of a greedy generation: any other weight gives others."""
+    ids = random_ids(2, 5)
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    output = pair.eval().generate(
+        input_ids=ids.masked_fill(mask == 0, PAD),
+        attention_mask=mask,
+        max_new_tokens=5,
+        min_new_tokens=5,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return torch.stack(output.logits)
+
+
+# ---- Without the Pilot ----
+
+
+@families
+@pytest.mark.parametrize("table", ["own", "tied", "factored"])
+def test_a_saved_copilot_attached_to_its_pilot_generates_the_same(tmp_path, kind, table):
+    pair = random_pair(kind, head=table, error_in=table)
+    pair.save_pretrained(tmp_path)
+    assert not (tmp_path / "pilot").exists()
+    loaded = pair_class(kind).from_pretrained(tmp_path, pilot=pair.pilot)
+    assert torch.equal(text_of(loaded), text_of(pair))
+
+
+@both_kinds
+def test_a_saved_copilot_holds_no_weight_of_the_pilot(tmp_path, kind):
+    pair = random_pair(kind)
+    pair.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == pair.copilot.state_dict().keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@both_kinds
+def test_a_copilot_loads_by_itself(tmp_path, kind):
+    pair = random_pair(kind)
+    pair.save_pretrained(tmp_path)
+    loaded = CopilotModel.from_pretrained(tmp_path)
+    for name, value in pair.copilot.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@both_kinds
+def test_a_copilot_attaches_to_another_pilot_of_the_same_vocabulary(tmp_path, kind):
+    pair, other = random_pair(kind), tiny_pilot(kind, seed=9)
+    pair.save_pretrained(tmp_path)
+    moved = pair_class(kind).from_pretrained(tmp_path, pilot=other)
+    assert moved.pilot is other
+    assert torch.equal(text_of(moved), text_of(type(pair)(other, pair.copilot)))
+    assert not torch.allclose(text_of(moved), text_of(pair))
+
+
+def test_the_strength_is_saved(tmp_path):
+    pair = random_pair("llama")
+    pair.config.strength = 0.4
+    pair.save_pretrained(tmp_path)
+    loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=pair.pilot)
+    assert loaded.config.strength == 0.4
+    assert torch.equal(text_of(loaded), text_of(pair))
+
+
+@both_kinds
+def test_a_pilot_given_as_a_folder_is_loaded(tmp_path, kind):
+    pair = random_pair(kind)
+    pair.pilot.save_pretrained(tmp_path / "somewhere")
+    pair.save_pretrained(tmp_path / "copilot")
+    loaded = pair_class(kind).from_pretrained(tmp_path / "copilot", pilot=str(tmp_path / "somewhere"))
+    assert torch.equal(text_of(loaded), text_of(pair))
+
+
+@both_kinds
+def test_the_pilot_named_in_the_configuration_is_found(tmp_path, kind):
+    tiny_pilot(kind).save_pretrained(tmp_path / "somewhere")
+    pair = pair_class(kind).from_pilot(str(tmp_path / "somewhere"), layers=2)
+    pair.save_pretrained(tmp_path / "copilot")
+    assert torch.equal(text_of(pair_class(kind).from_pretrained(tmp_path / "copilot")), text_of(pair))
+
+
+# ---- With the Pilot ----
+
+
+@both_kinds
+def test_a_pair_saved_with_its_pilot_needs_nothing_else(tmp_path, kind):
+    pair = random_pair(kind)
+    pair.save_pretrained(tmp_path, save_pilot=True)
+    assert torch.equal(text_of(pair_class(kind).from_pretrained(tmp_path)), text_of(pair))
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("llama", ["q_proj", "v_proj"]), ("t5", ["q", "v"])])
+def test_a_pilot_with_lora_is_saved_as_its_adapter(tmp_path, kind, targets):
+    tiny_pilot(kind).save_pretrained(tmp_path / "base")
+    pair = pair_class(kind).from_pilot(str(tmp_path / "base"), layers=2)
+    torch.manual_seed(5)
+    pair.pilot.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    pair.copilot.head.weight.data.normal_()
+    pair.save_pretrained(tmp_path / "saved", save_pilot=True)
+    assert (tmp_path / "saved" / "pilot" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "saved" / "pilot" / "model.safetensors").exists()
+    loaded = pair_class(kind).from_pretrained(tmp_path / "saved")
+    assert torch.equal(text_of(loaded), text_of(pair))
+    loaded.pilot.disable_adapters()
+    assert not torch.allclose(text_of(loaded), text_of(pair))
+
+
+# ---- What does not fit ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "other_kind", "changes", "message"),
+    [
+        ("llama", "llama", {"vocab_size": 98}, "vocabulary has 97 tokens; the Pilot's has 98"),
+        ("t5", "t5", {"vocab_size": 98}, "vocabulary has 97 tokens; the Pilot's has 98"),
+        ("llama", "llama", {"hidden_size": 48}, "width 32; the Pilot's have 48"),
+        ("t5", "t5", {"d_model": 48}, "width 32; the Pilot's have 48"),
+        ("llama", "t5", {}, "'llama' cannot be attached to 't5'"),
+        ("t5", "llama", {}, "'t5' cannot be attached to 'llama'"),
+    ],
+)
+def test_a_pilot_that_does_not_fit_is_refused(tmp_path, kind, other_kind, changes, message):
+    pair = random_pair(kind)
+    pair.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        pair_class(kind).from_pretrained(tmp_path, pilot=tiny_pilot(other_kind, **changes))
+
+
+def test_a_copilot_whose_pilot_nobody_names_is_refused(tmp_path):
+    random_pair("llama").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="^pilot must be given"):
+        PilotCopilotForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("wrong", "kind"), [(PilotCopilotForSeq2SeqLM, "llama"), (PilotCopilotForCausalLM, "t5")])
+def test_the_class_of_the_other_kind_is_refused(wrong, kind):
+    with pytest.raises(ValueError, match=f"{kind!r}"):
+        wrong.from_pilot(tiny_pilot(kind), layers=2)
+
+
+def truncate(path: Path) -> None:
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def drop_a_weight(path: Path) -> None:
+    rewrite(path, lambda weights: weights.pop("head.weight"))
+
+
+def reshape_a_weight(path: Path) -> None:
+    rewrite(path, lambda weights: weights.update({"head.weight": torch.zeros(97, 31)}))
+
+
+def remove_the_configuration(path: Path) -> None:
+    (path / "config.json").unlink()
+
+
+def save_a_pilot_there(path: Path) -> None:
+    tiny_pilot("llama").save_pretrained(path)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    weights = load_file(path / "model.safetensors")
+    change(weights)
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, drop_a_weight, reshape_a_weight, remove_the_configuration, save_a_pilot_there],
+)
+def test_a_folder_that_holds_no_complete_copilot_is_one_clear_error(tmp_path, damage):
+    pair = random_pair("llama")
+    pair.save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match="^path must hold"):
+        PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=pair.pilot)
+
+
+# ---- Resuming ----
+
+
+@both_kinds
+def test_a_loaded_pair_trains_on(tmp_path, kind):
+    """Every parameter of the Copilot is trainable again, and one step gives the same losses and gradients."""
+    pair = random_pair(kind).train()
+    pair.save_pretrained(tmp_path, save_pilot=True)
+    loaded: PreTrainedModel = pair_class(kind).from_pretrained(tmp_path).train()
+    ids = random_ids(2, 6)
+    for model in (pair, loaded):
+        model(input_ids=ids, labels=ids).loss.backward()
+    gradients = dict(pair.named_parameters())
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter.grad, gradients[name].grad), name
