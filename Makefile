@@ -35,7 +35,7 @@ lint: $(STAMP)
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info copilot/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -26,7 +26,7 @@ class Scores:
 
     Attributes:
         brier: (N,) mean ||p~ - onehot(y)||^2.
-        nll: (N,) mean -log p~_y.
+        nll: (N,) mean -log p~_y; a probability of 0 counts as the smallest float32, 87.3 nats.
         tokens: (N,) supervised tokens of each row.
     """
 
@@ -117,7 +117,10 @@ def scores(held: list[Held], strength: float, rectifier: str, fusion: str) -> Sc
         kept, factor, target = rectify_kept(part.mistakes, part.delta, strength, rectifier, fusion)
         row = torch.repeat_interleave(part.lengths)
         square = kept.square().sum(1) + factor.square() * part.mistakes.rest_square
-        for values, per_token in ((brier, square - 2 * target + 1), (nll, -target.clamp(min=1e-45).log())):
+        for values, per_token in (
+            (brier, square - 2 * target + 1),
+            (nll, -target.clamp(min=torch.finfo(torch.float32).tiny).log()),
+        ):
             total = torch.zeros(len(part.lengths)).index_add(0, row, per_token)
             values.append(total / part.lengths)
     return Scores(torch.cat(brier), torch.cat(nll), torch.cat([part.lengths for part in held]))

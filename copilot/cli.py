@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -67,10 +69,14 @@ def train(
     pair_class, pilot_class = classes_of(pilot.model_name_or_path)
     loaded = pilot_class.from_pretrained(pilot.model_name_or_path, dtype=pilot.dtype)
     pair = pair_class.from_pilot(loaded, **copilot_options(design))
-    trainer = CopilotTrainer(
-        pair, arguments, training_rows, validation_rows, tokenizer, peft_config=pilot_adapters(pilot)
-    )
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    adapters = pilot_adapters(pilot)
+    try:
+        trainer = CopilotTrainer(pair, arguments, training_rows, validation_rows, tokenizer, peft_config=adapters)
+        trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    except Exception:
+        with suppress(OSError):
+            Path(arguments.output_dir).rmdir()  # only when nothing has been written to it
+        raise
     if trainer.is_world_process_zero():
         found = calibrate(pair, validation_rows, tokenizer, max_length=arguments.max_length)
         before, after = found.pilot.per_token()[0], found.pair.per_token()[0]
@@ -205,11 +211,16 @@ def load_splits(data: DataArguments) -> DatasetDict:
             raise FileNotFoundError(f"dataset_name is {data.dataset_name!r}, which holds no {data.task}/train.json")
         examples = {name: read_examples(path, data.task, name) for name in found}
         return DatasetDict({name: Dataset.from_list([vars(e) for e in rows]) for name, rows in examples.items()})
-    if path.suffix not in FILE_FORMATS:
-        return load_dataset(data.dataset_name, data.dataset_config)
-    if not path.is_file():
+    file_format = FILE_FORMATS.get(path.suffix)
+    if file_format is not None and not path.is_file():
         raise FileNotFoundError(f"dataset_name is {data.dataset_name!r}, which does not exist")
-    return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path))
+    try:
+        if file_format is not None:
+            return load_dataset(file_format, data_files=str(path))
+        return load_dataset(data.dataset_name, data.dataset_config)
+    except (DatasetsError, ValueError, StopIteration) as error:  # StopIteration: an empty file
+        reason = one_line(error.__cause__ or error)
+        raise ValueError(f"dataset_name is {data.dataset_name!r}, which cannot be read: {reason}") from error
 
 
 def pick_split(splits: DatasetDict, name: str, option: str) -> Dataset:
@@ -288,6 +299,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0, or 1 after an error in what the user gave. Wrong flags leave by SystemExit(2).
     """
     argv = sys.argv[1:] if argv is None else argv
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it reports it raises as well
     top = Parser([], prog="tcopilot", description=__doc__.split(": ")[1])
     top.add_argument("command", choices=COMMANDS, help="; ".join(f"{n}: {c.__doc__}" for n, (c, _) in COMMANDS.items()))
     name = top.parse_args(argv[:1]).command

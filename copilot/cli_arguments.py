@@ -126,6 +126,8 @@ def flags_of_file(path: str, parser: ArgumentParser) -> list[str]:
             parser.error(f"config {path}: unknown key {name!r}")
         if value is None:
             parser.error(f"config {path}: {name} has no value")
+        if isinstance(value, bool):  # YAML reads `save_strategy: no` as False; flags of both kinds understand "no"
+            value = "yes" if value else "no"
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         else:
@@ -133,5 +135,5 @@ def flags_of_file(path: str, parser: ArgumentParser) -> list[str]:
     return flags
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

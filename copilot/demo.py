@@ -48,7 +48,7 @@ REPEATS = 5  # of each timing
 RIGHT = {True: "right", False: "wrong"}
 
 INTRODUCTION = """
-A Pilot, the language model {pilot}, learns to write the equation of a word problem (LoRA):
+A Pilot ({pilot}) learns to write the equation of a word problem (LoRA):
 
   {prompt}{completion}
 
@@ -148,6 +148,7 @@ def train(pair: PilotCopilotForCausalLM, tokenizer: Any, problems: list[Example]
     arguments = CopilotTrainingArguments(
         str(out),
         train_sampling_strategy="group_by_length",  # little padding
+        use_cpu=not torch.cuda.is_available(),
         bf16=bfloat16_is_fast(),
         logging_steps=10,
         save_strategy="no",

@@ -108,6 +108,28 @@ def batch_of(kind: str, *, prompt: int = 5, answer: int = 6, rows: int = 2, seed
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
+# Three rows of (prompt, answer), all of different lengths.
+ROWS = [(random_ids(p, seed=p), random_ids(a, seed=20 + a)) for p, a in ((5, 2), (2, 5), (3, 4))]
+
+
+def batch_of_rows(kind: str, rows: list[tuple[Tensor, Tensor]], side: str = "right") -> dict[str, Tensor]:
+    """A supervised batch, padded on one side; the decoder's labels of an encoder-decoder are always padded right."""
+    if kind == "t5":
+        ids, labels = [prompt for prompt, _ in rows], [answer for _, answer in rows]
+    else:
+        ids = [torch.cat(row) for row in rows]
+        labels = [torch.cat([torch.full_like(prompt, -100), answer]) for prompt, answer in rows]
+    return {
+        "input_ids": padded(ids, PAD, side),
+        "attention_mask": padded([torch.ones_like(row) for row in ids], 0, side),
+        "labels": padded(labels, -100, "right" if kind == "t5" else side),
+    }
+
+
+def padded(rows: list[Tensor], value: int, side: str) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+
 def layer_outputs(pilot: PreTrainedModel, **inputs: Any) -> tuple[Any, Tensor, list[Tensor]]:
     """(the model's output, input of the first decoder layer, raw output of every decoder layer) of one forward."""
     decoder = pilot.get_decoder()

@@ -50,7 +50,7 @@ def test_a_wrong_choice_is_an_error_that_names_the_field(field, value):
 
 @pytest.mark.parametrize("loss", ["ce", "kl"])
 def test_the_ablations_losses_need_the_simplex(loss):
-    with pytest.raises(ValueError, match="^loss"):
+    with pytest.raises(ValueError, match=r"^loss"):
         llama_copilot(loss=loss, rectifier="linear")
 
 

@@ -1,4 +1,4 @@
-"""generate() of a pair: exactly the Pilot's when nothing is corrected, and exactly the scored text when something is."""
+"""generate() of a pair: the Pilot's own when nothing is corrected, else exactly what scoring the text gives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import BOTH_KINDS, EOS, FAMILIES, PAD, fresh_pair, random_ids, random_pair
+from builders import BOTH_KINDS, EOS, FAMILIES, PAD, VOCAB_SIZE, fresh_pair, random_ids, random_pair
 from torch import Tensor
 from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
@@ -138,6 +138,14 @@ def test_decoding_step_by_step_equals_one_forward_in_every_pattern(kind, context
 
 
 @both_kinds
+def test_feedback_of_its_own_stays_exact_when_all_tokens_are_candidates(kind):
+    """Nothing is left outside the candidates, so a common shift of the corrections changes nothing."""
+    pair = random_pair(kind, feedback="predicted", candidates=VOCAB_SIZE)
+    pair.copilot.head.register_forward_hook(lambda _module, _args, delta: delta - 20)
+    assert_decoding_equals_rescoring(kind, pair)
+
+
+@both_kinds
 def test_a_sampled_text_is_scored_as_it_was_decoded(kind):
     torch.manual_seed(2)
     assert_decoding_equals_rescoring(kind, random_pair(kind), do_sample=True)
@@ -180,7 +188,9 @@ def test_a_left_padded_batch_equals_its_rows_alone(kind, beams):
     inputs = prompts()
     together = generate_full(pair, inputs, num_beams=beams)
     for row, mask in enumerate(inputs["attention_mask"].bool()):
-        alone = generate_full(pair, {name: value[row : row + 1, mask] for name, value in inputs.items()}, num_beams=beams)
+        alone = generate_full(
+            pair, {name: value[row : row + 1, mask] for name, value in inputs.items()}, num_beams=beams
+        )
         assert torch.equal(together.sequences[row, -NEW:], alone.sequences[0, -NEW:])
         for batched, single in zip(together.logits, alone.logits, strict=True):
             mine = batched[row * beams : (row + 1) * beams]
@@ -292,7 +302,7 @@ def test_a_step_follows_equation_8():
 
 @pytest.mark.parametrize("strength", [-0.5, 1.5, float("nan")])
 def test_a_strength_out_of_range_is_refused(strength):
-    with pytest.raises(ValueError, match="^strength must"):
+    with pytest.raises(ValueError, match=r"^strength must"):
         random_pair("llama").generate(**prompts(), max_new_tokens=2, strength=strength)
 
 
@@ -350,7 +360,7 @@ def test_a_used_cache_is_refused():
     used = pair.pilot(**inputs, use_cache=True).past_key_values
     longer = torch.cat([inputs["input_ids"], random_ids(2, 1)], dim=1)
     mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1)
-    with pytest.raises(ValueError, match="^past_key_values must be absent or an empty cache"):
+    with pytest.raises(ValueError, match=r"^past_key_values must be absent or an empty cache"):
         pair.generate(input_ids=longer, attention_mask=mask, past_key_values=used, max_new_tokens=2)
 
 

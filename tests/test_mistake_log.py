@@ -5,61 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from builders import dense, dense_loss, random_pair
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from rounds import D, V, assert_same_round, filled, random_logits, random_round, take
 
 from copilot import MistakeLog
 from copilot.mistake_log import Round
 from copilot.ops import candidate_loss, mistake_cross_entropy
-
-V, D = 60, 16
-
-
-def random_logits(rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return 2 * torch.randn(rows, V, generator=g), torch.randint(V, (rows,), generator=g)
-
-
-def random_round(
-    seed: int = 0, *, lengths: tuple[int, ...] = (3, 0, 4), k: int | None = 6, width: int = D, ids: bool = True
-) -> Round:
-    """A round of len(lengths) sequences, each with two more context entries than supervised tokens."""
-    g = torch.Generator().manual_seed(1000 + seed)
-    supervised = torch.tensor(lengths)
-    rows, entries = int(supervised.sum()), int(supervised.sum()) + 2 * len(lengths)
-    _, mistakes = mistake_cross_entropy(*random_logits(rows, seed), k)
-    return Round(
-        mistakes=mistakes,
-        hidden=torch.randn(rows, width, generator=g),
-        lengths=supervised,
-        visible=torch.repeat_interleave(supervised + 2, supervised),
-        context_lengths=supervised + 2,
-        context_ids=torch.randint(V, (entries,), generator=g) if ids else None,
-        context=None if ids else torch.randn(entries, width, generator=g),
-    )
-
-
-def assert_same_round(actual: Round, expected: Round) -> None:
-    assert actual.tensors().keys() == expected.tensors().keys()
-    for name, value in expected.tensors().items():
-        assert torch.equal(actual.tensors()[name], value), name
-
-
-def filled(*seeds: int, capacity: int = 4, **options) -> MistakeLog:
-    """A log whose rounds are told apart by their first context id, the seed."""
-    log = MistakeLog(capacity, **options)
-    for seed in seeds:
-        round_ = random_round(seed)
-        round_.context_ids[0] = seed
-        log.append(round_)
-    return log
-
-
-def take(count: int, log: MistakeLog) -> list[int]:
-    """Which rounds of a `filled` log the next draws are."""
-    return [int(log.draw().context_ids[0]) for _ in range(count)]
-
 
 # ---- The ring and its draws ----
 
@@ -98,13 +48,15 @@ def test_an_empty_log_has_nothing_to_draw():
 
 def test_a_round_without_supervised_tokens_is_refused():
     log = filled(1)
-    with pytest.raises(ValueError, match="^round_ .*supervised"):
+    with pytest.raises(ValueError, match=r"^round_ .*supervised"):
         log.append(random_round(lengths=(0, 0)))
     assert len(log) == 1
     assert log.rounds_seen == 1
 
 
-@pytest.mark.parametrize(("options", "named"), [({"capacity": 0}, "capacity"), ({"hidden_dtype": "int4"}, "hidden_dtype")])
+@pytest.mark.parametrize(
+    ("options", "named"), [({"capacity": 0}, "capacity"), ({"hidden_dtype": "int4"}, "hidden_dtype")]
+)
 def test_a_wrong_option_is_named(options, named):
     with pytest.raises(ValueError, match=f"^{named}"):
         MistakeLog(**options)
@@ -258,137 +210,6 @@ def test_a_full_ring_of_llama_size_stays_in_the_budget(hidden_dtype, budget):
     assert log.nbytes < budget
 
 
-# ---- Saving ----
-
-
-@pytest.mark.parametrize("k", [None, 6])
-@pytest.mark.parametrize("ids", [True, False])
-@pytest.mark.parametrize("hidden_dtype", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("through", ["state_dict", "file"])
-def test_a_restored_log_goes_on_bit_for_bit(tmp_path, k, ids, hidden_dtype, through):
-    log = MistakeLog(4, seed=3, hidden_dtype=hidden_dtype)
-    for seed in range(6):
-        log.append(random_round(seed, k=k, ids=ids))
-        log.draw()
-    other = MistakeLog(4, seed=99, hidden_dtype=hidden_dtype)
-    if through == "file":
-        log.save(tmp_path / "log.safetensors")
-        other.load(tmp_path / "log.safetensors")
-    else:
-        other.load_state_dict(log.state_dict())
-    assert (len(other), other.rounds_seen, other.nbytes) == (4, 6, log.nbytes)
-    for seed in range(10, 20):
-        assert_same_round(other.draw(), log.draw())
-        log.append(random_round(seed, k=k, ids=ids))
-        other.append(random_round(seed, k=k, ids=ids))
-
-
-def test_a_state_does_not_change_when_the_log_goes_on():
-    log = filled(1, 2, seed=3)
-    state = log.state_dict()
-    restored = MistakeLog(4, seed=0)
-    expected = take(20, filled(1, 2, seed=3))
-    log.append(random_round(7))
-    take(5, log)
-    restored.load_state_dict(state)
-    assert len(restored) == 2
-    assert take(20, restored) == expected
-
-
-def test_an_empty_log_is_saved_and_restored(tmp_path):
-    MistakeLog(4).save(tmp_path / "log.safetensors")
-    other = filled(1, 2)
-    other.load(tmp_path / "log.safetensors")
-    assert len(other) == 0
-
-
-def test_saving_replaces_an_older_file_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "log.safetensors"
-    filled(1).save(path)
-    filled(1, 2, 3).save(path)
-    restored = MistakeLog(4)
-    restored.load(path)
-    assert len(restored) == 3
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def truncate(path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def empty(path) -> None:
-    path.write_bytes(b"")
-
-
-def write_text(path) -> None:
-    path.write_text("not a log, but long enough to hold a header of some length")
-
-
-def write_model(path) -> None:
-    save_file({"weight": torch.zeros(3)}, path)
-
-
-def write_model_with_metadata(path) -> None:
-    save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
-
-
-def drop_the_generator(path) -> None:
-    rewrite(path, lambda tensors: tensors.pop("generator"))
-
-
-def drop_a_tensor(path) -> None:
-    rewrite(path, lambda tensors: tensors.pop("1.hidden"))
-
-
-def damage_the_generator(path) -> None:
-    rewrite(path, lambda tensors: tensors.update(generator=torch.zeros(3, dtype=torch.uint8)))
-
-
-def rewrite(path, change) -> None:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        truncate,
-        empty,
-        write_text,
-        write_model,
-        write_model_with_metadata,
-        drop_the_generator,
-        drop_a_tensor,
-        damage_the_generator,
-    ],
-)
-def test_a_file_that_is_no_complete_log_is_refused_and_changes_nothing(tmp_path, damage):
-    path = tmp_path / "log.safetensors"
-    filled(7, 8, 9).save(path)
-    damage(path)
-    log, untouched = filled(1, 2, seed=3), filled(1, 2, seed=3)
-    with pytest.raises(ValueError, match="log.safetensors"):
-        log.load(path)
-    assert log.rounds_seen == 2
-    assert take(20, log) == take(20, untouched)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"), [({"capacity": 5}, "capacity"), ({"hidden_dtype": "int8"}, "hidden_dtype")]
-)
-def test_a_log_of_another_kind_is_refused_and_changes_nothing(tmp_path, options, named):
-    path = tmp_path / "log.safetensors"
-    filled(7, 8, 9).save(path)
-    log, untouched = filled(1, 2, **options), filled(1, 2, **options)
-    with pytest.raises(ValueError, match=f"^{named}"):
-        log.load(path)
-    assert log.rounds_seen == 2
-    assert take(20, log) == take(20, untouched)
-
-
 # ---- The summary ----
 
 
@@ -403,7 +224,9 @@ def hand_made_log(*rounds: list[tuple[int, int, float]], k: int | None = 2) -> M
     """Each supervised token as (its true id, the Pilot's favourite of 5 ids, the favourite's probability)."""
     log = MistakeLog()
     for tokens in rounds:
-        p = torch.stack([torch.full((5,), (1 - share) / 4).index_fill(0, torch.tensor(best), share) for _, best, share in tokens])
+        p = torch.stack(
+            [torch.full((5,), (1 - share) / 4).index_fill(0, torch.tensor(best), share) for _, best, share in tokens]
+        )
         _, mistakes = mistake_cross_entropy(p.log(), torch.tensor([truth for truth, _, _ in tokens]), k)
         count = torch.tensor([len(tokens)])
         log.append(

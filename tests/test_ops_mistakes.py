@@ -307,6 +307,18 @@ def test_the_order_of_the_kept_tokens_does_not_matter(rectifier, loss):
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["rmse", "ce", "kl"])
+@pytest.mark.parametrize("k", [None, V])
+@pytest.mark.parametrize("shift", [-150.0, -20.0, 150.0])
+def test_a_common_shift_of_the_whole_vocabulary_changes_nothing(loss, k, shift):
+    """q = softmax(z + delta) does not see it, and so nothing holds a trained delta at any level."""
+    _, mistakes = mistake_cross_entropy(*random_rows(), k)
+    delta = random_delta(k)
+    expected = candidate_loss(mistakes, delta, loss=loss)
+    actual = candidate_loss(mistakes, delta + shift, loss=loss)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)  # float32 of numbers around 150
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -25,7 +25,9 @@ poolings = pytest.mark.parametrize("pooling", ["mean", "sum", "max"])
 @pytest.mark.parametrize("count", [1, 2, 30])
 def test_layers_are_pooled_elementwise(pooling, count):
     hidden = layers(count)
-    torch.testing.assert_close(pool_layers(hidden, pooling=pooling).double(), truth(hidden, pooling), atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        pool_layers(hidden, pooling=pooling).double(), truth(hidden, pooling), atol=2e-6, rtol=1e-6
+    )
 
 
 def test_the_mean_is_the_default():

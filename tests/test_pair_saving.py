@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 from builders import BOTH_KINDS, FAMILIES, PAD, pair_class, random_ids, random_pair, tiny_pilot
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from copilot import CopilotModel, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 
-families = pytest.mark.parametrize("kind", FAMILIES)
 both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
 
 
@@ -39,8 +38,10 @@ def text_of(pair: torch.nn.Module) -> torch.Tensor:
 # ---- Without the Pilot ----
 
 
-@families
-@pytest.mark.parametrize("table", ["own", "tied", "factored"])
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [*[(kind, "own") for kind in FAMILIES], *[(k, t) for k in BOTH_KINDS for t in ("tied", "factored")]],
+)
 def test_a_saved_copilot_attached_to_its_pilot_generates_the_same(tmp_path, kind, table):
     pair = random_pair(kind, head=table, error_in=table)
     pair.save_pretrained(tmp_path)
@@ -83,6 +84,13 @@ def test_the_strength_is_saved(tmp_path):
     pair.save_pretrained(tmp_path)
     loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=pair.pilot)
     assert loaded.config.strength == 0.4
+    assert torch.equal(text_of(loaded), text_of(pair))
+
+
+def test_arguments_that_say_where_the_copilot_lies_reach_its_configuration_too(tmp_path):
+    pair = random_pair("llama")
+    pair.save_pretrained(tmp_path / "inner")
+    loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=pair.pilot, subfolder="inner")
     assert torch.equal(text_of(loaded), text_of(pair))
 
 
@@ -152,7 +160,7 @@ def test_a_pilot_that_does_not_fit_is_refused(tmp_path, kind, other_kind, change
 
 def test_a_copilot_whose_pilot_nobody_names_is_refused(tmp_path):
     random_pair("llama").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="^pilot must be given"):
+    with pytest.raises(ValueError, match=r"^pilot must be given"):
         PilotCopilotForCausalLM.from_pretrained(tmp_path)
 
 
@@ -197,8 +205,24 @@ def test_a_folder_that_holds_no_complete_copilot_is_one_clear_error(tmp_path, da
     pair = random_pair("llama")
     pair.save_pretrained(tmp_path)
     damage(tmp_path)
-    with pytest.raises(ValueError, match="^path must hold"):
+    with pytest.raises(ValueError, match=r"^path must hold"):
         PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=pair.pilot)
+
+
+# ---- What is no Pilot ----
+
+
+def test_a_model_wrapped_by_peft_is_refused():
+    wrapped = get_peft_model(tiny_pilot("llama"), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TypeError, match=r"^pilot must be a transformers PreTrainedModel.*PeftModel"):
+        PilotCopilotForCausalLM.from_pilot(wrapped)
+
+
+def test_a_pilot_that_carries_adapters_is_refused():
+    pilot = tiny_pilot("llama")
+    pilot.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"^pilot must not carry adapters"):
+        PilotCopilotForCausalLM.from_pilot(pilot)
 
 
 # ---- Resuming ----

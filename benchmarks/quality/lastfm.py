@@ -2,10 +2,10 @@
 
     python benchmarks/quality/lastfm.py --data DATA/sequences/LastFM.txt --seeds 0 1 2
 
-Leave-one-out: a user's last item is the test, the one before it the validation, lambda comes from the validation items.
-The decoder's one supervised token is the item, so the rectified distribution ranks all items at once. Also measured: the
-same Pilot, from the same start, trained longer by the time the Copilot took. Writes one JSON a seed, skips seeds that are
-done.
+Leave-one-out: a user's last item is the test, the one before it the validation; lambda comes from the validation items.
+The decoder's one supervised token is the item, so the rectified distribution ranks all items at once. Also measured:
+the same Pilot, from the same start, trained longer by the time the Copilot took. Writes one JSON a seed, skips seeds
+that are done.
 """
 
 from __future__ import annotations

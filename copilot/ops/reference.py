@@ -73,10 +73,13 @@ def predicted_mistake(top_prob: Tensor, rest_mass: Tensor, delta: Tensor, rectif
     if rectifier == "linear":
         return delta, torch.ones_like(rest_mass)
     top_prob = top_prob.float()
-    largest = delta.amax(1, keepdim=True).clamp(min=0.0)  # exp never overflows
-    weight = top_prob * (delta - largest).exp()
-    unchanged = (-largest).exp().squeeze(1)
-    total = weight.sum(1) + rest_mass * unchanged
+    others = rest_mass > 0  # the tokens that are not kept, whose delta is 0
+    largest = delta.amax(1)
+    largest = torch.where(others, largest.clamp(min=0.0), largest)  # exp never overflows
+    weight = top_prob * (delta - largest[:, None]).exp()
+    unchanged = torch.where(others, -largest, -torch.inf).exp()
+    # Divided by what the same sums give for delta = 0, so that f is exactly 0 there.
+    total = (weight.sum(1) + rest_mass * unchanged) / (top_prob.sum(1) + rest_mass)
     return weight / total[:, None] - top_prob, unchanged / total
 
 
@@ -94,10 +97,9 @@ def candidate_loss(mistakes: Mistakes, delta: Tensor, rectifier: str, loss: str)
         return squared_error(mistakes, delta, rectifier)
     # log q_v = log p^_v + delta_v - log Z with Z = sum_v p^_v exp(delta_v)
     tiny = torch.finfo(torch.float32).tiny
-    log_prob = mistakes.top_prob.float().clamp(min=tiny).log()
+    log_prob = mistakes.top_prob.float().log()
     log_target_prob = mistakes.target_prob.clamp(min=tiny).log()
-    rest = mistakes.rest_mass.clamp(min=tiny).log()
-    log_total = torch.logsumexp(torch.cat([log_prob + delta, rest[:, None]], dim=1), dim=1)
+    log_total = torch.logsumexp(torch.cat([log_prob + delta, mistakes.rest_mass.log()[:, None]], dim=1), dim=1)
     log_q_target = log_target_prob + at_target(mistakes, delta, torch.zeros_like(log_total)) - log_total
     if loss == "ce":
         return -log_q_target

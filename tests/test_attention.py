@@ -1,0 +1,71 @@
+"""CopilotAttention is Eq. 6 with a family's own projections, and nothing that knows positions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import FAMILIES, WIDTH, random_pair
+from torch import Tensor, nn
+
+from copilot.attention import CopilotAttention
+
+families = pytest.mark.parametrize("kind", FAMILIES)
+# 1 / sqrt(head width), which is 8 in all tiny models; T5 folds the scale into its weights.
+SCALES = dict.fromkeys(FAMILIES, 8**-0.5) | {"t5": 1.0}
+
+
+def attention_of(kind: str) -> CopilotAttention:
+    """The self-attention of a Copilot's first layer."""
+    layer = random_pair(kind).copilot.layers[0]
+    return layer.layer[0].SelfAttention if kind == "t5" else layer.self_attn
+
+
+def states(steps: int, seed: int) -> Tensor:
+    return torch.randn(2, steps, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(attention: nn.Module, kind: str, query: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(Q K^T scale) V, head by head; each group of queries shares its keys and values."""
+    names = ("q", "k", "v", "o") if kind == "t5" else ("q_proj", "k_proj", "v_proj", "o_proj")
+    to_q, to_k, to_v, to_o = (getattr(attention, name) for name in names)
+    q, k, v = (to(x).unflatten(-1, (-1, 8)) for to, x in ((to_q, query), (to_k, source), (to_v, source)))
+    if kind in ("qwen3", "gemma3_text"):
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    heads = []
+    for head in range(q.shape[2]):
+        shared = head * k.shape[2] // q.shape[2]
+        scores = q[:, :, head] @ k[:, :, shared].mT * SCALES[kind]
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        heads.append(scores.softmax(-1) @ v[:, :, shared])
+    return to_o(torch.cat(heads, dim=-1))
+
+
+@families
+def test_attention_to_a_source_is_softmax_of_scaled_products(kind):
+    attention, query, source = attention_of(kind), states(3, 0), states(5, 1)
+    with torch.no_grad():
+        actual, weights = attention(query, source=source)
+        expected = by_hand(attention, kind, query, source, None)
+    assert weights is None
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@families
+def test_without_a_source_it_attends_to_its_own_states_where_the_mask_says(kind):
+    attention, query = attention_of(kind), states(4, 0)
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()
+    with torch.no_grad():
+        actual, _ = attention(query, attention_mask=mask[None, None])
+        expected = by_hand(attention, kind, query, query, mask)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@families
+def test_the_order_of_the_source_does_not_matter(kind):
+    """No positions: Eq. 6 sees a set."""
+    attention, query, source = attention_of(kind), states(3, 0), states(5, 1)
+    with torch.no_grad():
+        expected, _ = attention(query, source=source)
+        actual, _ = attention(query, source=source.flip(1))
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,155 @@
+"""lambda*, held-out scores and the theorem's quantities, against dense float64 computations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import ROWS, VOCAB_SIZE, batch_of_rows, fresh_pair, random_pair
+
+from copilot.calibration import agreement, calibrate, collect, scores, supervision_of, theorem_quantities
+
+MODES = [
+    {},
+    {"candidates": None},
+    {"rectifier": "linear"},
+    {"rectifier": "linear", "candidates": None},
+    {"fusion": "logit"},
+    {"feedback": "predicted"},
+]
+
+
+def rows_of(kind: str) -> list[dict[str, list[int]]]:
+    if kind == "t5":
+        return [{"input_ids": p.tolist(), "labels": a.tolist()} for p, a in ROWS]
+    return [{"input_ids": [*p.tolist(), *a.tolist()], "labels": [-100] * len(p) + a.tolist()} for p, a in ROWS]
+
+
+def dense_distributions(pair, kind: str, strength: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(p^, p~, onehot), each (M, V) float64, from the pair's logits over the whole vocabulary."""
+    batch = batch_of_rows(kind, ROWS, side="left")
+    supervised = supervision_of(pair, batch)
+    with torch.no_grad():
+        pilot = pair(**batch, strength=0).logits[supervised].double().softmax(-1)
+        output = pair(**batch, strength=strength)
+    rectified = output.logits[supervised].double().softmax(-1)  # raw logits at strength 0, else log p~
+    return pilot, rectified, torch.nn.functional.one_hot(output.mistakes.target, VOCAB_SIZE).double()
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+def test_scores_equal_those_of_the_dense_rectified_distribution(kind, mode, strength):
+    pair = random_pair(kind, **mode)
+    held = collect(pair, rows_of(kind))
+    found = scores(held, strength, pair.config.rectifier, pair.config.fusion)
+    _, rectified, truth = dense_distributions(pair, kind, strength)
+    brier = (rectified - truth).square().sum(1).mean().item()
+    nll = -(rectified * truth).sum(1).clamp(min=torch.finfo(torch.float32).tiny).log().mean().item()
+    assert found.per_token() == pytest.approx((brier, nll), rel=2e-5)
+    assert found.tokens.tolist() == [len(answer) for _, answer in ROWS]
+
+
+@pytest.mark.parametrize("mode", MODES[:2], ids=str)
+def test_lambda_star_minimises_the_squared_error(mode):
+    pair = random_pair(**mode)
+    found = calibrate(pair, rows_of("llama"))
+    pilot, candidate, truth = dense_distributions(pair, "llama", 1.0)
+    mistake, f = truth - pilot, candidate - pilot
+    expected = ((mistake * f).sum() / f.square().sum()).item()
+    assert found.lambda_zero == pytest.approx(2 * expected, rel=1e-4)
+    assert found.strength == pytest.approx(min(max(expected, 0.0), 1.0), rel=1e-4)
+    assert pair.config.strength == found.strength
+
+
+def test_agreement_of_the_linear_rectifier_uses_delta_itself():
+    pair = random_pair(rectifier="linear", candidates=None)
+    [held] = collect(pair, rows_of("llama"))
+    truth = torch.nn.functional.one_hot(held.mistakes.target, VOCAB_SIZE).double()
+    mistake = truth - held.mistakes.top_prob.double()
+    along, norm = agreement(held.mistakes, held.delta, "linear")
+    assert along.item() == pytest.approx((mistake * held.delta.double()).sum().item(), rel=1e-5)
+    assert norm.item() == pytest.approx(held.delta.double().square().sum().item(), rel=1e-5)
+
+
+def test_a_copilot_that_predicts_the_mistake_gets_lambda_1_and_a_perfect_score():
+    pair = fresh_pair(rectifier="linear", candidates=None)
+    held = collect(pair, rows_of("llama"))
+    _, value = held[0].mistakes.error()  # l itself
+    along, norm = agreement(held[0].mistakes, value, "linear")
+    assert (along / norm).item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_fresh_copilot_gets_strength_0():
+    pair = fresh_pair()
+    assert calibrate(pair, rows_of("llama")).strength == 0.0
+
+
+def test_logit_fusion_is_calibrated_on_a_grid():
+    pair = random_pair(fusion="logit")
+    found = calibrate(pair, rows_of("llama"))
+    held = collect(pair, rows_of("llama"))
+    best = found.pair.per_token()[0]
+    others = [scores(held, step / 20, "simplex", "logit").per_token()[0] for step in range(21)]
+    assert best == pytest.approx(min(others))
+    assert found.lambda_zero is None
+
+
+def test_calibrating_in_training_leaves_the_pair_in_training():
+    pair = random_pair().train()
+    calibrate(pair, rows_of("llama"))
+    assert pair.training
+    assert pair.copilot.training
+
+
+def test_an_empty_dataset_is_an_error():
+    with pytest.raises(ValueError, match="empty"):
+        calibrate(random_pair(), [])
+
+
+def test_the_theorems_quantities_equal_their_definitions_over_seeds():
+    pairs = [random_pair(seed=seed) for seed in range(3)]
+    found = theorem_quantities(pairs, rows_of("llama"))
+    dense = [dense_distributions(pair, "llama", 1.0) for pair in pairs]
+    prob = torch.stack([pilot for pilot, _, _ in dense])
+    f = torch.stack([candidate - pilot for pilot, candidate, _ in dense])
+    truth = dense[0][2]
+    mistake = truth - prob
+
+    def root_mean_square(values: torch.Tensor) -> float:
+        return values.square().sum(-1).mean().sqrt().item()
+
+    assert found.e_pilot == pytest.approx(root_mean_square(truth - prob.mean(0)), rel=1e-4)
+    assert found.s_pilot == pytest.approx(root_mean_square(prob.std(0, correction=0)), rel=1e-4)
+    assert found.e_copilot == pytest.approx(root_mean_square(f.mean(0) - mistake.mean(0)), rel=1e-4)
+    assert found.s_copilot == pytest.approx(root_mean_square(f.std(0, correction=0)), rel=1e-4)
+    assert found.lambda_zero == pytest.approx((2 * (mistake * f).sum() / f.square().sum()).item(), rel=1e-4)
+    assert found.holds == (found.e_copilot**2 < found.e_pilot**2 + found.s_pilot**2)
+
+
+def test_below_lambda_zero_the_squared_error_falls_and_above_it_rises():
+    pairs = [random_pair(seed=seed, rectifier="simplex") for seed in range(2)]
+    # Head weights that descend the loss make the correction useful, so that lambda_0 is positive.
+    for pair in pairs:
+        batch = batch_of_rows("llama", ROWS, side="left")
+        optimizer = torch.optim.Adam(pair.copilot.parameters(), lr=0.01)
+        for _ in range(5):
+            optimizer.zero_grad()
+            pair(**batch).copilot_loss.backward()
+            optimizer.step()
+    zero = theorem_quantities(pairs, rows_of("llama")).lambda_zero
+    assert zero > 0
+
+    def error(strength: float) -> float:
+        total = 0.0
+        for pair in pairs:
+            pilot, candidate, truth = dense_distributions(pair, "llama", 1.0)
+            total += (truth - pilot - strength * (candidate - pilot)).square().sum().item()
+        return total
+
+    assert error(0.5 * zero) < error(0.0)
+    assert error(0.99 * zero) < error(0.0) < error(1.01 * zero)
+
+
+def test_no_pairs_is_an_error():
+    with pytest.raises(ValueError, match="pairs"):
+        theorem_quantities([], rows_of("llama"))

@@ -1,0 +1,368 @@
+"""tcopilot trains, evaluates, generates and reports, and says what is wrong in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from copilot import CopilotConfig, MistakeLog, PilotCopilotForCausalLM
+from copilot.cli import main
+from copilot.environment import environment_text
+
+ROWS = [
+    {"prompt": f"w{i} w{i + 1}", "completion": " ".join(f"w{j}" for j in range(i, i + 1 + i % 4))} for i in range(12)
+]
+PROBLEMS = [
+    {"instruction": f"w{i} and w{i + 1} ?", "input": "", "output": f"X=({i}+1)", "answer": str(i + 1)} for i in range(6)
+]
+FEW_STEPS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "copilot_layers": 2,
+    "candidates": 8,
+    "log_rounds": 3,
+    "learning_rate": 1e-4,
+    "save_strategy": "no",
+    "disable_tqdm": "true",
+    "use_cpu": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def keep_data_sets_in_the_test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def save_pilot(
+    tiny_pilot: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> Callable[[str], str]:
+    def save(kind: str = "llama") -> str:
+        folder = tmp_path / kind
+        tiny_pilot(kind).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> str:
+    return write_rows(tmp_path / "rows.jsonl", ROWS)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def run(command: str, *positional: str, **flags: Any) -> int:
+    """The exit code of `tcopilot command --flag value ... positional`; a flag that is True has no value."""
+    argv = [command, *positional]
+    for name, value in flags.items():
+        argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    try:
+        return main(argv)
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+
+
+def train(pilot: str, data: str, out: Path, **flags: Any) -> int:
+    return run("train", model_name_or_path=pilot, dataset_name=data, output_dir=out, **FEW_STEPS | flags)
+
+
+# ---- What the commands do ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [("llama", {"use_peft": True, "lora_r": 4, "bf16": True}), ("llama", {}), ("t5", {"candidates": "none"})],
+    ids=["llama-lora-bf16", "llama", "t5-whole-vocabulary"],
+)
+def test_a_pair_is_trained_evaluated_and_used(save_pilot, rows_file, tmp_path, capsys, kind, flags):
+    out = tmp_path / "out"
+    assert train(save_pilot(kind), rows_file, out, **flags) == 0
+    printed = capsys.readouterr().out
+    strength = CopilotConfig.from_pretrained(out).strength
+    assert f"lambda = {strength:.3f} on 2 rows" in printed  # a tenth of twelve, rounded up
+
+    assert run("eval", pair=out, dataset_name=rows_file, max_new_tokens=4) == 0
+    table = capsys.readouterr().out
+    assert [name for name in ("exact match", "Brier score", "NLL", "answer accuracy") if name in table] == [
+        "exact match",
+        "Brier score",
+        "NLL",
+    ]
+    assert f"{strength:.3f}" in table.splitlines()[-1]
+
+    assert run("generate", "w3 w4", pair=out, max_new_tokens=4) == 0
+    assert 1 <= len(capsys.readouterr().out.split()) <= 4
+
+    assert run("log", str(out)) == 0
+    report = capsys.readouterr().out
+    assert "mistake_log.safetensors: 2 of 2 rounds" in report
+    assert "taken for" in report
+
+
+def test_training_changes_the_pilot_in_full_unless_adapters_are_asked_for(save_pilot, rows_file, tmp_path):
+    pilot = save_pilot()
+    assert train(pilot, rows_file, tmp_path / "full") == 0
+    assert train(pilot, rows_file, tmp_path / "lora", use_peft=True, lora_r=4) == 0
+    before = load_file(Path(pilot) / "model.safetensors")
+    after = load_file(tmp_path / "full" / "pilot" / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    adapters = load_file(tmp_path / "lora" / "pilot" / "adapter_model.safetensors")
+    assert {"lora_A", "lora_B"} == {part for name in adapters for part in name.split(".") if part.startswith("lora_")}
+    assert {tensor.shape[0] for name, tensor in adapters.items() if "lora_A" in name} == {4}
+
+
+def test_flags_reach_the_copilots_configuration(save_pilot, rows_file, tmp_path):
+    design = {
+        "rectifier": "linear",
+        "fusion": "logit",
+        "feedback": "predicted",
+        "visibility": "previous",
+        "pooling": "max",
+        "context_layers": "every",
+        "head": "tied",
+        "error_in": "factored",
+    }
+    chosen = {"candidates": "none", "copilot_layers": "all", "copilot_lora_r": 2}
+    assert train(save_pilot(), rows_file, tmp_path / "out", **design | chosen) == 0
+    config = CopilotConfig.from_pretrained(tmp_path / "out")
+    assert {name: getattr(config, name) for name in design} == design
+    assert (config.candidates, config.num_hidden_layers, config.lora["r"]) == (None, 3, 2)
+
+
+def test_the_copilots_loss_is_chosen_by_flag(save_pilot, rows_file, tmp_path):
+    assert train(save_pilot(), rows_file, tmp_path / "out", copilot_loss="kl") == 0
+    assert CopilotConfig.from_pretrained(tmp_path / "out").loss == "kl"
+
+
+def test_the_mistake_log_of_a_run_is_kept(save_pilot, rows_file, tmp_path):
+    assert train(save_pilot(), rows_file, tmp_path / "out", log_hidden_dtype="int8", log_rounds=5) == 0
+    log = MistakeLog(5, hidden_dtype="int8")
+    log.load(tmp_path / "out" / "mistake_log.safetensors")
+    assert log.rounds_seen == 2
+
+
+def test_log_reads_checkpoints_too(save_pilot, rows_file, tmp_path, capsys):
+    assert train(save_pilot(), rows_file, tmp_path / "out", save_strategy="steps", save_steps=1) == 0
+    assert run("log", str(tmp_path / "out" / "checkpoint-1")) == 0
+    assert "mistake_log_0.safetensors: 1 of 1 rounds" in capsys.readouterr().out
+
+
+def test_a_stopped_training_goes_on(save_pilot, rows_file, tmp_path):
+    pilot = save_pilot()
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train(pilot, rows_file, whole, save_strategy="steps", save_steps=1) == 0
+    assert train(pilot, rows_file, stopped, resume_from_checkpoint=whole / "checkpoint-1") == 0
+    expected, actual = (load_file(out / "model.safetensors") for out in (whole, stopped))
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+
+
+def test_lambda_comes_from_the_validation_split_where_there_is_one(save_pilot, tmp_path, capsys):
+    write_rows(tmp_path / "data" / "train.jsonl", ROWS)
+    write_rows(tmp_path / "data" / "validation.jsonl", ROWS[:5])
+    write_rows(tmp_path / "data" / "test.jsonl", ROWS[:3])
+    assert train(save_pilot(), str(tmp_path / "data"), tmp_path / "out", eval_strategy="epoch") == 0
+    printed = capsys.readouterr().out
+    assert "on 5 rows" in printed
+    assert "eval_rmse" in printed
+    assert run("eval", pair=tmp_path / "out", dataset_name=tmp_path / "data", max_new_tokens=2) == 0
+
+
+def test_a_task_is_judged_by_its_answers(save_pilot, tmp_path, capsys):
+    folder = tmp_path / "data" / "mawps"
+    folder.mkdir(parents=True)
+    without_output = [problem | {"output": ""} for problem in PROBLEMS]
+    for split, problems in (("train", PROBLEMS), ("valid", PROBLEMS[:4]), ("test", without_output)):
+        (folder / f"{split}.json").write_text(json.dumps(problems), encoding="utf-8")
+    data = {"dataset_name": tmp_path / "data", "task": "mawps"}
+    assert train(save_pilot(), str(tmp_path / "data"), tmp_path / "out", task="mawps") == 0
+    assert "on 4 rows" in capsys.readouterr().out
+    assert run("eval", pair=tmp_path / "out", max_new_tokens=2, **data) == 0
+    table = capsys.readouterr().out
+    assert "answer accuracy" in table and "exact match" not in table
+    assert run("eval", pair=tmp_path / "out", max_new_tokens=2, dataset_test_split="valid", **data) == 0
+    table = capsys.readouterr().out
+    assert "answer accuracy" in table and "exact match" in table
+
+
+def test_a_pair_attaches_to_another_pilot_and_strength_0_is_that_pilot(
+    save_pilot, rows_file, tiny_pilot, tokenizer, tmp_path, capsys
+):
+    assert train(save_pilot(), rows_file, tmp_path / "out") == 0
+    capsys.readouterr()
+    other = tiny_pilot("llama")
+    with torch.no_grad():
+        other.lm_head.weight.normal_(generator=torch.Generator().manual_seed(1))
+    other.save_pretrained(tmp_path / "other")
+    inputs = tokenizer("w3 w4", return_tensors="pt")
+    written = other.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=2, pad_token_id=0, eos_token_id=1)
+    flags = {"pair": tmp_path / "out", "pilot": tmp_path / "other", "strength": 0, "num_beams": 2, "max_new_tokens": 6}
+    assert run("generate", "w3 w4", **flags) == 0
+    assert capsys.readouterr().out.strip() == tokenizer.decode(written[0, 3:], skip_special_tokens=True)
+
+
+def test_a_prompt_is_read_from_standard_input(save_pilot, rows_file, tmp_path, capsys, monkeypatch):
+    assert train(save_pilot(), rows_file, tmp_path / "out") == 0
+    capsys.readouterr()
+    written = []
+    for positional, piped in ((["w3 w4"], ""), ([], "w3 w4\n")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(piped))
+        assert run("generate", *positional, pair=tmp_path / "out", max_new_tokens=4) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1] != "\n"
+
+
+def test_env_prints_the_environment(capsys):
+    assert run("env") == 0
+    assert capsys.readouterr().out == environment_text() + "\n"
+
+
+def test_help_names_the_flags_and_their_defaults(capsys):
+    assert run("train", "--help") == 0
+    assert "--copilot_learning_rate" in capsys.readouterr().out
+
+
+# ---- YAML ----
+
+
+def test_flags_count_more_than_the_config_file(save_pilot, rows_file, tmp_path):
+    config = tmp_path / "train.yaml"
+    lines = {**FEW_STEPS, "model_name_or_path": save_pilot(), "dataset_name": rows_file, "rectifier": "linear"}
+    lines |= {"lora_target_modules": ["q_proj", "v_proj"], "use_peft": "true", "learning_rate": "3e-3", "candidates": 4}
+    config.write_text("".join(f"{name}: {value}\n" for name, value in lines.items()), encoding="utf-8")
+    assert run("train", config=config, output_dir=tmp_path / "out", candidates=5) == 0
+    saved = CopilotConfig.from_pretrained(tmp_path / "out")
+    assert (saved.rectifier, saved.candidates) == ("linear", 5)
+    adapter = json.loads((tmp_path / "out" / "pilot" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
+    arguments = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    assert arguments.learning_rate == 3e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("learning_rates: 1", "unknown key 'learning_rates'"),
+        ("learning_rate:", "learning_rate has no value"),
+        ("learning_rate: high", "--learning_rate"),
+        ("rectifier: both", "--rectifier"),
+        ("- learning_rate", "holds list"),
+        ("a: [", "train.yaml"),
+        (None, "train.yaml"),
+    ],
+)
+def test_a_wrong_config_file_is_refused(tmp_path, capsys, text, named):
+    config = tmp_path / "train.yaml"
+    if text is not None:
+        config.write_text(text, encoding="utf-8")
+    flags = {"model_name_or_path": "none", "dataset_name": "none", "output_dir": tmp_path / "out"}
+    assert_refused(run("train", config=config, **flags), capsys, named, tmp_path / "out")
+
+
+# ---- Bad input ----
+
+
+def assert_refused(code: int, capsys: Any, named: str, out: Path | None = None) -> None:
+    """A code above 0, one line that names what was wrong, no traceback, and no output folder."""
+    errors = [line for line in capsys.readouterr().err.splitlines() if "rror" in line or "Traceback" in line]
+    assert code > 0
+    assert len(errors) == 1 and errors[0].startswith("tcopilot: error: ")
+    assert named in errors[0]
+    assert out is None or not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"model_name_or_path": "missing/"}, "missing/"),
+        ({"dataset_name": "missing.jsonl"}, "missing.jsonl"),
+        ({"dataset_train_split": "all"}, "dataset_train_split is 'all'"),
+        ({"dataset_validation_split": "dev"}, "dataset_validation_split is 'dev'"),
+        ({"task": "mawps"}, "mawps/train.json"),
+        ({"task": "mops"}, "--task"),
+        ({"candidates": "some"}, "candidates must be a number or 'none'"),
+        ({"candidates": "0"}, "candidates"),
+        ({"copilot_layers": "most"}, "copilot_layers must be a number or 'all'"),
+        ({"copilot_layers": "0"}, "layers"),
+        ({"rectifier": "both"}, "--rectifier"),
+        ({"copilot_loss": "ce", "rectifier": "linear"}, "linear"),
+        ({"max_length": 1}, "max_length"),
+        ({"log_rounds": 0}, "capacity"),
+        ({"log_hidden_dtype": "int4"}, "int4"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"use_peft": True, "lora_target_modules": "no_such_layer"}, "no_such_layer"),
+        ({"learning_rates": 1}, "unknown arguments: --learning_rates"),
+        ({"learning_rate": "high"}, "--learning_rate"),
+        ({"resume_from_checkpoint": "missing"}, "missing"),
+    ],
+    ids=str,
+)
+def test_training_refuses_what_it_cannot_use(save_pilot, rows_file, tmp_path, capsys, flags, named):
+    required = {"model_name_or_path": save_pilot(), "dataset_name": rows_file, "output_dir": tmp_path / "out"}
+    assert_refused(run("train", **required | FEW_STEPS | flags), capsys, named, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("rows.jsonl", '{"question": "w1", "answer": "w2"}\n' * 4, "columns ['answer', 'question']"),
+        ("rows.jsonl", '{"prompt": 1, "completion": 2}\n' * 4, "prompt"),
+        ("rows.jsonl", '{"prompt": "w1", "completion": "w2"}\n', "1 rows"),
+        ("rows.jsonl", "", "rows.jsonl"),
+        ("rows.jsonl", "{", "rows.jsonl"),
+        ("rows.csv", "prompt,completion\n", "rows.csv"),
+    ],
+    ids=["columns", "types", "one-row", "empty", "broken", "no-rows"],
+)
+def test_training_refuses_unusable_rows(save_pilot, tmp_path, capsys, name, content, named):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert_refused(train(save_pilot(), str(tmp_path / name), tmp_path / "out"), capsys, named, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("command", "positional", "flags", "named"),
+    [
+        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "missing/"}, "missing/"),
+        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "llama"}, "Copilot"),
+        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "strength": 2}, "strength"),
+        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "dataset_test_split": "dev"}, "dataset_test_split"),
+        ("eval", (), {"dataset_name": "other.jsonl", "pair": "out"}, "columns"),
+        ("eval", (), {"pair": "out"}, "--dataset_name"),
+        ("generate", ("w1",), {"pair": "missing/"}, "missing/"),
+        ("generate", ("w1",), {"pair": "out", "strength": -1}, "strength"),
+        ("generate", ("w1",), {"pair": "out", "pilot": "missing/"}, "missing/"),
+        ("generate", ("w1",), {"pair": "out", "pilot": "t5"}, "t5"),
+        ("generate", ("",), {"pair": "out"}, "prompt"),
+        ("log", ("missing",), {}, "missing"),
+        ("log", ("broken",), {}, "mistake_log.safetensors"),
+        ("log", (), {}, "folder"),
+        ("fly", (), {}, "fly"),
+    ],
+    ids=str,
+)
+def test_a_finished_pair_is_used_only_as_it_can_be(
+    save_pilot, rows_file, tiny_pilot, tokenizer, tmp_path, capsys, monkeypatch, command, positional, flags, named
+):
+    save_pilot(), save_pilot("t5")
+    pair = PilotCopilotForCausalLM.from_pilot(str(tmp_path / "llama"), layers=2, candidates=8)
+    pair.save_pretrained(tmp_path / "out", save_pilot=True)
+    tokenizer.save_pretrained(tmp_path / "out")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "mistake_log.safetensors").write_bytes(b"not a log")
+    write_rows(tmp_path / "other.jsonl", [{"text": "w1 w2"}])
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert_refused(run(command, *positional, **flags), capsys, named)

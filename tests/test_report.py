@@ -1,0 +1,184 @@
+"""README's tables say what the committed results say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {"device": "cpu (AVX2)", "threads": 2, "torch": "2.13.0", "transformers": "5.23.0"}
+FACTS = {"environment": ENVIRONMENT, "commit": "0123456789abcdef"}
+
+
+@pytest.fixture(scope="module")
+def report() -> Any:
+    """benchmarks/report.py, which is a script and in no package."""
+    spec = importlib.util.spec_from_file_location("benchmarks_report", ROOT / "benchmarks" / "report.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    return module
+
+
+def write(path: Path, facts: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(FACTS | facts))
+
+
+def cells(table: str, row: str) -> list[str]:
+    """The cells of the table's only line whose first cell is `row`."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    (found,) = [line[1:] for line in lines if line[0] == row]
+    return found
+
+
+def variant(seconds: float, ratio: float, floor: float | None) -> dict[str, Any]:
+    around = [0.9, 1.0, 1.1]
+    return {"seconds": [seconds * x for x in around], "ratio": [ratio * x for x in around], "floor": floor}
+
+
+def write_overhead(folder: Path) -> None:
+    step = {"Pilot": variant(2.0, 1, 1), "Pilot, all": variant(2.6, 1.3, 1.2), "3 layers": variant(3, 1.5, 1.25)}
+    prompt = {"Pilot": variant(0.05, 1, None), "3 layers": variant(0.1, 2, None)}
+    facts = {
+        "pilot": {"model_type": "llama", "layers": 30, "parameters": 134_515_008, "vocab_size": 49152},
+        "settings": {"training": "LoRA", "decoding": "greedy"},
+        "cases": {"training step": {"rounds": 5, "variants": step}, "prompt": {"rounds": 7, "variants": prompt}},
+    }
+    write(folder / "cpu" / "overhead.json", facts)
+
+
+def arm(exact: list[int], brier: list[float], tokens: list[int], strength: float = 0.0) -> dict[str, Any]:
+    scores = {"exact_match": exact, "answer_accuracy": exact, "brier": brier, "nll": brier, "tokens": tokens}
+    return scores | {"strength": strength}
+
+
+def write_mawps(folder: Path, seed: int, **arms: dict[str, Any]) -> None:
+    write(folder / "quality" / f"mawps_seed{seed}.json", {"seed": seed, "arms": arms, "extra_compute": 1.4 + seed / 10})
+
+
+def test_overhead_shows_the_pilots_times_and_the_others_as_multiples_with_their_floors(
+    report: Any, tmp_path: Path
+) -> None:
+    write_overhead(tmp_path)
+    text = report.overhead(tmp_path)
+    assert cells(text, "Pilot") == ["2.00 s (1.80–2.20)", "50.0 ms (45.0–55.0)"]
+    assert cells(text, "3 layers") == ["1.50 (1.35–1.65), floor 1.25", "2.00 (1.80–2.20)"]
+    assert "30 layers, 135 M parameters, V = 49152" in text
+    assert "Rounds: 5, 7." in text
+
+
+def test_a_variant_that_a_case_lacks_leaves_its_cell_empty(report: Any, tmp_path: Path) -> None:
+    write_overhead(tmp_path)
+    assert cells(report.overhead(tmp_path), "Pilot, all") == ["1.30 (1.17–1.43), floor 1.20", ""]
+
+
+def test_every_device_has_its_table(report: Any, tmp_path: Path) -> None:
+    write_overhead(tmp_path)
+    other = tmp_path / "gpu" / "overhead.json"
+    other.parent.mkdir()
+    other.write_text((tmp_path / "cpu" / "overhead.json").read_text().replace("cpu (AVX2)", "a GPU"))
+    text = report.overhead(tmp_path)
+    assert text.index("Measured on cpu (AVX2), 2 threads") < text.index("Measured on a GPU")
+    assert "--results benchmarks/results/gpu`" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(123.4, "123 s (123–123)"), (0.0312, "31.2 ms (31.2–31.2)"), (2.5e-6, "2.50 µs (2.50–2.50)")],
+)
+def test_durations_are_given_in_the_unit_that_suits_them(report: Any, seconds: float, text: str) -> None:
+    assert report.duration(seconds, seconds, seconds) == text
+
+
+def test_brier_score_is_the_mean_over_tokens_not_over_examples(report: Any, tmp_path: Path) -> None:
+    write_mawps(tmp_path, 0, pilot=arm([1, 0], brier=[0.1, 0.5], tokens=[3, 1]))
+    assert cells(report.mawps(tmp_path), "Pilot")[2] == "0.2000 (0.2000–0.2000)"
+
+
+def test_a_quality_cell_holds_the_mean_over_the_seeds_their_range_and_the_difference(
+    report: Any, tmp_path: Path
+) -> None:
+    scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
+    write_mawps(tmp_path, 0, pilot=arm([0, 0, 0, 1], **scores), pair=arm([0, 1, 1, 1], **scores, strength=0.5))
+    write_mawps(tmp_path, 1, pilot=arm([0, 0, 1, 1], **scores), pair=arm([0, 1, 1, 1], **scores, strength=0.75))
+    text = report.mawps(tmp_path)
+    assert cells(text, "Pilot")[0] == "37.5 (25.0–50.0)"
+    exact, _, brier, _, strengths = cells(text, "Pilot + Copilot, λ*")
+    assert exact.startswith("75.0 (75.0–75.0)<br>")
+    assert "+37.5 [" in exact
+    assert brier.endswith("<br>+0.0000 [+0.0000, +0.0000]")
+    assert strengths == "0.50, 0.75"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_interval_that_excludes_zero_is_bold_whichever_side_it_is_on(report: Any, tmp_path: Path, sign: int) -> None:
+    noise = np.random.default_rng(0).normal(scale=0.01, size=50)
+    tokens, exact = [4] * 50, [0, 1] * 25
+    better = arm(exact, brier=(0.3 + sign * 0.05 + noise).tolist(), tokens=tokens)
+    unclear = arm(exact, brier=(0.3 + noise - noise.mean()).tolist(), tokens=tokens)
+    write_mawps(tmp_path, 0, pilot=arm(exact, brier=[0.3] * 50, tokens=tokens), pair=better, literal=unclear)
+    text = report.mawps(tmp_path)
+    assert cells(text, "Pilot + Copilot, λ*")[2].split("<br>")[1].startswith("**+" if sign > 0 else "**-")
+    assert "**" not in cells(text, "the paper's literal form, λ*")[2]
+
+
+def test_quality_names_the_extra_compute_the_seeds_and_every_commit(report: Any, tmp_path: Path) -> None:
+    one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
+    for seed in (3, 2):
+        write_mawps(tmp_path, seed, pilot=one, pilot_extra_compute=one)
+    path = tmp_path / "quality" / "mawps_seed2.json"
+    path.write_text(path.read_text().replace(FACTS["commit"], "fedcba9876543210"))
+    text = report.mawps(tmp_path)
+    assert cells(text, "Pilot, trained 1.65 times as long")
+    assert "--seeds 2 3`" in text
+    assert "commit fedcba9876; cpu (AVX2), 2 threads, torch 2.13.0, transformers 5.23.0, commit 0123456789." in text
+
+
+def test_lastfm_counts_hits_and_discounts_gains(report: Any, tmp_path: Path) -> None:
+    arms = {"pilot": {"strength": 0.0, "ranks": [1, 7, 100, 4000]}}
+    write(tmp_path / "quality" / "lastfm_seed0.json", {"seed": 0, "arms": arms, "extra_compute": 1.5})
+    hit5, hit10, gain5, gain10, _ = (cell.split()[0] for cell in cells(report.lastfm(tmp_path), "Pilot"))
+    assert (hit5, hit10, gain5) == ("0.2500", "0.5000", "0.2500")
+    assert float(gain10) == pytest.approx((1 + 1 / np.log2(8)) / 4, abs=1e-4)
+
+
+def test_only_what_stands_between_markers_changes(report: Any, tmp_path: Path) -> None:
+    text = "before\n<!-- mawps:begin -->\nold\n<!-- mawps:end -->\nafter\n"
+    new = report.rewrite(text, tmp_path)
+    assert new == "before\n<!-- mawps:begin -->\nNot measured yet.\n<!-- mawps:end -->\nafter\n"
+    assert report.rewrite(new, tmp_path) == new
+
+
+@pytest.mark.parametrize("text", ["<!-- mawps:begin -->", "<!-- mawps:end --> <!-- mawps:begin -->"])
+def test_a_marker_without_its_partner_is_refused(report: Any, tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="mawps:begin"):
+        report.rewrite(text, tmp_path)
+
+
+def test_check_fails_until_the_readme_is_rewritten(
+    report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- overhead:begin -->\n<!-- overhead:end -->\n")
+    write_overhead(tmp_path / "results")
+    monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    assert report.main(["--check"]) == 1
+    assert "python benchmarks/report.py" in capsys.readouterr().err
+    assert "3 layers" not in readme.read_text()
+    assert report.main([]) == 0
+    assert "3 layers" in readme.read_text()
+    assert report.main(["--check"]) == 0
+
+
+def test_the_committed_readme_is_up_to_date(report: Any) -> None:
+    assert report.main(["--check"]) == 0
