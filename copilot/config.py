@@ -98,6 +98,8 @@ class CopilotConfig(PretrainedConfig):
         check_choice("error_in", error_in, TABLES)
         check_loss(loss, rectifier)
         check_strength(strength, rectifier, fusion)
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1; got {rank}")
         if candidates is not None and candidates < 1:
             raise ValueError(f"candidates must be None or at least 1; got {candidates}")
         self.vocab_size = vocab_size

@@ -255,18 +255,18 @@ def run(out: Path, pilot: str | None, problems: ArithmeticProblems) -> None:
     training = time_training(pair, tokenizer, problems.train[: SETTINGS["per_device_train_batch_size"]])
     announce("Training: ce is the Pilot's loss, rmse the distance of the Copilot's predictions from the mistakes.")
     trainer = train(pair, tokenizer, problems.train, out)
-    announce("Choosing lambda on the validation problems, then saving.")
-    with torch.autocast(pair.device.type, torch.bfloat16, enabled=bfloat16_is_fast()):
-        calibration = calibrate(pair, to_rows(problems.validation), tokenizer)
     trainer.save_model()
     trainer.mistake_log.save(out / LOG_FILE)
-    pair.eval()
+    announce("Saved. Choosing lambda on the validation problems.")
     if bfloat16_is_fast():
-        pair.pilot.bfloat16()
+        pair.pilot.bfloat16()  # from here on nothing is trained
+    calibration = calibrate(pair, to_rows(problems.validation), tokenizer)
+    pair.config.save_pretrained(out)
+    pair.eval()
     announce("Timing decoding, then writing and scoring the test answers twice: lambda 0 is the Pilot alone.")
     decoding = time_decoding(pair, tokenizer, problems.test[0])
     found = compare(pair, tokenizer, problems.test, max_new_tokens=NEW_TOKENS)
-    timings = [training.row("a training step"), decoding.row("a decoded token")]
+    timings = [training.row("training step, median"), decoding.row("decoded token, median")]
     print("", align([HEADER, *found.rows(), *timings]), sep="\n")
     print("'no difference shown': the interval of the difference includes 0. Of Brier score and NLL less is better.")
     change = report_changes(pair, tokenizer, problems.test, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from copilot.tap import Tapped
 REFUSED = {
     "prefill_chunk_size": "the Copilot's first step needs the whole prompt in one forward",
     "assistant_model": "assisted decoding rolls the cache back, and the mistakes of earlier steps are not kept",
+    "assistant_early_exit": "assisted decoding rolls the cache back",
     "prompt_lookup_num_tokens": "prompt-lookup decoding rolls the cache back",
     "custom_generate": "custom generation loops are not known to keep the Copilot's cache",
 }
@@ -99,7 +101,9 @@ class RectifiedGeneration(GenerationMixin):
         )[:, 0]
         value = -top_prob
         if config.feedback == "predicted":
-            value, _ = predicted_mistake(top_prob, 1.0 - top_prob.sum(-1), delta, config.rectifier)
+            # Not 1 - sum(top_prob), which is rounding noise where the candidates hold all the mass.
+            rest = torch.zeros_like(prob) if top_index is None else prob.scatter(-1, top_index, 0.0)
+            value, _ = predicted_mistake(top_prob, rest.sum(-1), delta, config.rectifier)
         cache.feedback = {"value": value} if top_index is None else {"index": top_index, "value": value}
         return self._rectify(logits, delta, top_index, strength)
 
@@ -115,13 +119,16 @@ class RectifiedGeneration(GenerationMixin):
             ValueError: a strength out of range, or a way of decoding that cannot carry the Copilot's state
                 (use_cache=False, chunked prefill, assisted and prompt-lookup decoding, a used cache).
         """
-        generation_config = kwargs.get("generation_config")
-        for name, reason in REFUSED.items():
-            if kwargs.get(name) is not None or getattr(generation_config, name, None) is not None:
-                raise ValueError(f"{name} is not supported by a pair: {reason}")
-        if kwargs.get("use_cache", getattr(generation_config, "use_cache", True)) is False:
-            raise ValueError("use_cache=False is not supported by a pair: the Copilot's state lives in the cache")
+        refuse(kwargs)
         return super().generate(*args, strength=self._resolve_strength(strength), **kwargs)
+
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """GenerationMixin's: the first place where arguments and every default are together, so the place to refuse."""
+        generation_config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        refuse(vars(generation_config))
+        if generation_config.use_cache is False:
+            raise ValueError("use_cache=False is not supported by a pair: the Copilot's state lives in the cache")
+        return generation_config, model_kwargs
 
     def generate_batch(self, *_args: Any, **_kwargs: Any) -> Any:
         raise ValueError("generate_batch is not supported by a pair: continuous batching keeps no Copilot cache")
@@ -159,6 +166,7 @@ class RectifiedGeneration(GenerationMixin):
         past_key_values: CopilotCache,
         attention_mask: Tensor | None = None,
         strength: float | None = None,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The Pilot's own, with its own cache; the 2-D mask of X~ is kept apart (static caches make it 4-D)."""
@@ -166,9 +174,20 @@ class RectifiedGeneration(GenerationMixin):
         if cache.context_mask is None and attention_mask is not None:
             cache.context_mask = attention_mask.bool()
         inputs = self.pilot.prepare_inputs_for_generation(
-            input_ids, past_key_values=cache.pilot, attention_mask=attention_mask, **kwargs
+            input_ids,
+            past_key_values=cache.pilot,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
         )
         return inputs | {"past_key_values": cache, "strength": strength}
+
+
+def refuse(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first option that is set but cannot carry the Copilot's state."""
+    for name, reason in REFUSED.items():
+        if options.get(name) is not None:
+            raise ValueError(f"{name} is not supported by a pair: {reason}")
 
 
 def check_step(cache: Cache | None, new_tokens: int) -> CopilotCache:

@@ -130,7 +130,8 @@ class MistakeLog:
         if not self.rounds:
             raise IndexError("the log is empty: append a round before drawing one")
         choice = int(torch.randint(len(self.rounds), (), generator=self.generator))
-        tensors = {name: value.to(device) for name, value in self.rounds[choice].tensors().items()}
+        # Copies: nothing that a caller does to a round changes the log.
+        tensors = {name: value.to(device, copy=True) for name, value in self.rounds[choice].tensors().items()}
         scale = tensors.pop("hidden_scale", None)
         wide = {name: value.long() if value.dtype == torch.int32 else value for name, value in tensors.items()}
         wide["hidden"] = wide["hidden"].float() if scale is None else wide["hidden"].float() * scale
@@ -155,9 +156,9 @@ class MistakeLog:
         for name in ("capacity", "hidden_dtype"):
             if state[name] != getattr(self, name):
                 raise ValueError(f"{name} of the saved log is {state[name]!r}; this log has {getattr(self, name)!r}")
-        self.rounds = deque((Round.from_tensors(tensors) for tensors in state["rounds"]), maxlen=self.capacity)
-        self.rounds_seen = state["rounds_seen"]
+        rounds = deque((Round.from_tensors(tensors) for tensors in state["rounds"]), maxlen=self.capacity)
         self.generator.set_state(state["generator"])
+        self.rounds, self.rounds_seen = rounds, state["rounds_seen"]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the log to one safetensors file; an existing file is replaced only when the new one is complete."""
@@ -183,9 +184,9 @@ class MistakeLog:
                         index, name = key.split(".", 1)
                         parts[int(index)][name] = file.get_tensor(key)
                 state = facts | {"rounds": parts, "generator": file.get_tensor("generator")}
-        except (SafetensorError, KeyError, TypeError) as error:
+            self.load_state_dict(state)
+        except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"path must be a complete file written by MistakeLog.save; {path}: {error}") from error
-        self.load_state_dict(state)
 
     def summary(self, tokenizer: Any, top: int = 10) -> MistakeSummary:
         """Which tokens are mistaken for which, and how the mistakes fall over the kept rounds.

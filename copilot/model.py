@@ -12,7 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 from copilot.attention import CopilotAttention
 from copilot.cache import CopilotCache
 from copilot.config import CopilotConfig
-from copilot.vocabulary import CorrectionHead, MistakeInput
+from copilot.vocabulary import CorrectionHead, MistakeInput, ZeroLinear
 
 
 def build_layers(config: CopilotConfig) -> tuple[nn.ModuleList, nn.Module]:
@@ -68,18 +68,29 @@ class CopilotModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, MistakeInput):
+        if isinstance(module, ZeroLinear):
+            module.weight.zero_()
+        elif isinstance(module, MistakeInput):
             module.bias.normal_(std=0.02)
             if module.weight is not None:
                 module.weight.normal_(std=0.02)
         elif isinstance(module, CorrectionHead):
-            for part in (module.weight, None if module.tied is None else module.tied.weight):
-                if part is not None:
-                    part.zero_()
+            if module.weight is not None:
+                module.weight.zero_()
         elif isinstance(module, nn.Linear):
             module.weight.normal_(std=module.in_features**-0.5)
             if module.bias is not None:
                 module.bias.zero_()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """`PreTrainedModel.from_pretrained`; the layers under adapters come back frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.lora is not None:
+            for name, parameter in model.layers.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+        return loaded
 
     def inject_lora(self, lora: dict[str, Any]) -> None:
         """Freeze the decoder layers and train low-rank adapters instead (peft); the new maps stay fully trained.

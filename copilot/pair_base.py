@@ -64,6 +64,8 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
     def __init__(self, pilot: PreTrainedModel, copilot: CopilotModel):
         super().__init__(copilot.config)
+        if copilot.config.is_encoder_decoder != (self._pilot_class is not AutoModelForCausalLM):
+            raise ValueError(f"{type(self).__name__} cannot hold a {pilot.config.model_type!r} Pilot")
         check_attachable(pilot, copilot.config)
         self.pilot = pilot
         self.copilot = copilot
@@ -137,11 +139,14 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         Raises:
             ValueError: no Copilot at `path`, incomplete weights, or a Pilot of another vocabulary or width.
         """
-        kind = PretrainedConfig.get_config_dict(path)[0].get("model_type")
+        kind = PretrainedConfig.get_config_dict(path, **kwargs)[0].get("model_type")
         if kind != CopilotConfig.model_type:
             raise ValueError(f"path must hold a Copilot (model_type 'copilot'); {path} holds {kind!r}")
         try:
-            copilot, info = CopilotModel.from_pretrained(path, output_loading_info=True, **kwargs)
+            # Weights of another shape are reported with the missing ones, below.
+            copilot, info = CopilotModel.from_pretrained(
+                path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         except SafetensorError as error:
             raise ValueError(f"path must hold complete weights; {path}: {error}") from error
         if info["missing_keys"] or info["mismatched_keys"]:

@@ -24,7 +24,7 @@ def weighted_rows(index: Tensor | None, value: Tensor, table: Tensor) -> Tensor:
 def row_products(hidden: Tensor, index: Tensor | None, table: Tensor) -> Tensor:
     """<hidden_n, table[index_nj]>: hidden (N, w), index (N, k), table (V, w) -> (N, k); index None means all V rows."""
     if index is None:
-        return F.linear(hidden, table)
+        return F.linear(hidden, table.to(hidden.dtype))
     return torch.einsum("nw,nkw->nk", hidden, F.embedding(index, table).to(hidden.dtype))
 
 
@@ -51,6 +51,10 @@ class MistakeInput(nn.Module):
         return result
 
 
+class ZeroLinear(nn.Linear):
+    """A linear map that `CopilotModel` initialises to zero."""
+
+
 class CorrectionHead(nn.Module):
     """c -> delta, zero at the start, so that an untrained Copilot changes nothing (`CopilotConfig.head`)."""
 
@@ -60,7 +64,7 @@ class CorrectionHead(nn.Module):
         own_width = {"own": width, "factored": config.rank, "tied": 0}[config.head]
         self.weight = nn.Parameter(torch.empty(config.vocab_size, own_width)) if own_width else None
         self.down = nn.Linear(width, config.rank, bias=False) if config.head == "factored" else None
-        self.tied = nn.Linear(width, config.pilot_hidden_size, bias=False) if config.head != "own" else None
+        self.tied = ZeroLinear(width, config.pilot_hidden_size, bias=False) if config.head != "own" else None
 
     def forward(self, hidden: Tensor, index: Tensor | None, pilot_table: Tensor | None) -> Tensor:
         """hidden (N, c), index (N, k) or None for all tokens, pilot_table (V, d) -> delta (N, k) or (N, V)."""

@@ -37,11 +37,19 @@ def mistake_cross_entropy(logits: Tensor, labels: Tensor, k: int | None, ignore_
         return loss, mistakes_of(kept.detach(), labels[rows], k)
 
 
+def log_mean(difference: Tensor, weight: float) -> Tensor:
+    """log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0."""
+    near = torch.log1p(weight * torch.expm1(difference.clamp(min=-1.0)))
+    return torch.where(difference > -1.0, near, torch.log(1.0 - weight + weight * difference.exp()))
+
+
 def mix_log(log_p: Tensor, log_q: Tensor, strength: float) -> Tensor:
     """log((1 - lambda) p + lambda q), factoring out the larger of the two; exactly log p where p equals q."""
+    if strength in (0.0, 1.0):
+        return log_q if strength else log_p
     difference = torch.where(torch.isneginf(log_p), 0.0, log_q - log_p)
-    p_is_larger = log_p + torch.log1p(strength * torch.expm1(difference.clamp(max=0.0)))
-    q_is_larger = log_q + torch.log1p((1.0 - strength) * torch.expm1(-difference.clamp(min=0.0)))
+    p_is_larger = log_p + log_mean(difference.clamp(max=0.0), strength)
+    q_is_larger = log_q + log_mean(-difference.clamp(min=0.0), 1.0 - strength)
     return torch.where(difference > 0, q_is_larger, p_is_larger)
 
 
@@ -57,12 +65,15 @@ def rectify(
     log_p = F.log_softmax(logits, dim=-1)
     if rectifier == "simplex":
         return mix_log(log_p, F.log_softmax(logits + delta, dim=-1), strength)
-    p = log_p.exp()
-    rectified = (p + strength * delta).clamp(min=0.0)
-    total = 1.0 + (rectified - p).sum(-1, keepdim=True)
-    # An entry without correction keeps the Pilot's log-probability to the last bit.
-    log_rectified = torch.where(delta == 0, log_p, rectified.log()) - total.log()
-    return torch.where((rectified > 0).any(-1, keepdim=True), log_rectified, log_p)
+    masked = torch.isneginf(log_p)
+    rectified = torch.where(masked, 0.0, (log_p.exp() + strength * delta).clamp(min=0.0))
+    total = rectified.sum(-1, keepdim=True)
+    # An entry without correction keeps the Pilot's log-probability to the last bit, and so does a row without any.
+    untouched = (delta == 0).all(-1, keepdim=True)
+    log_total = torch.where(untouched | (total == 0), 1.0, total).log()
+    gone = (rectified == 0) & (delta != 0)
+    log_rectified = torch.where(delta == 0, log_p, torch.where(gone, 1.0, rectified).log())
+    return torch.where(total == 0, log_p, torch.where(gone, -torch.inf, log_rectified) - log_total)
 
 
 def predicted_mistake(top_prob: Tensor, rest_mass: Tensor, delta: Tensor, rectifier: str) -> tuple[Tensor, Tensor]:
