@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -134,11 +136,18 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         Args:
             path: a folder written by `save_pretrained`, or a hub id.
             pilot: the Pilot to attach to; None takes the saved one (`path`/pilot), else the one named in the config.
-            **kwargs: passed on to `CopilotModel.from_pretrained`.
+            **kwargs: passed on to `CopilotModel.from_pretrained`; revision, token and cache_dir to the hub.
 
         Raises:
+            OSError: no folder and no hub repository of that name.
             ValueError: no Copilot at `path`, incomplete weights, or a Pilot of another vocabulary or width.
         """
+        if not Path(path).is_dir():  # the whole repository, so that a Pilot saved beside the Copilot comes with it
+            hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
+            try:
+                path = snapshot_download(str(path), **hub)
+            except HFValidationError as error:
+                raise FileNotFoundError(f"path must be a folder or a hub id; got {str(path)!r}") from error
         kind = PretrainedConfig.get_config_dict(path, **kwargs)[0].get("model_type")
         if kind != CopilotConfig.model_type:
             raise ValueError(f"path must hold a Copilot (model_type 'copilot'); {path} holds {kind!r}")
