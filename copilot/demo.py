@@ -30,14 +30,14 @@ from copilot.evaluation import to_rows
 from copilot.loop import parameter_groups
 from copilot.mistake_log import MistakeLog
 from copilot.pair import PilotCopilotForCausalLM
-from copilot.pilots import packaged_smollm2
+from copilot.pilots import cast_weights, packaged_smollm2
 from copilot.tasks import ArithmeticProblems, Example, exact_match, generate_problems
 from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
 
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 1,
-    "per_device_train_batch_size": 16,
-    "learning_rate": 3e-4,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 5e-4,
     "copilot_learning_rate": 5e-4,
     "warmup_steps": 5,
     "seed": 0,
@@ -259,7 +259,7 @@ def run(out: Path, pilot: str | None, problems: ArithmeticProblems) -> None:
     trainer.mistake_log.save(out / LOG_FILE)
     announce("Saved. Choosing lambda on the validation problems.")
     if bfloat16_is_fast():
-        pair.pilot.bfloat16()  # from here on nothing is trained
+        cast_weights(pair.pilot, torch.bfloat16)  # from here on nothing is trained
     calibration = calibrate(pair, to_rows(problems.validation), tokenizer)
     pair.config.save_pretrained(out)
     pair.eval()

@@ -23,6 +23,9 @@ REFUSED = {
     "assistant_model": "assisted decoding rolls the cache back, and the mistakes of earlier steps are not kept",
     "assistant_early_exit": "assisted decoding rolls the cache back",
     "prompt_lookup_num_tokens": "prompt-lookup decoding rolls the cache back",
+    "guidance_scale": "guidance runs the Pilot a second time, and only the first has a Copilot",
+    "output_attentions": "the Pilot's attentions say nothing about p~; call pair.pilot",
+    "output_hidden_states": "the Pilot's states say nothing about p~; call pair.pilot",
     "custom_generate": "custom generation loops are not known to keep the Copilot's cache",
 }
 
@@ -186,7 +189,7 @@ class RectifiedGeneration(GenerationMixin):
 def refuse(options: Mapping[str, Any]) -> None:
     """Raise ValueError for the first option that is set but cannot carry the Copilot's state."""
     for name, reason in REFUSED.items():
-        if options.get(name) is not None:
+        if options.get(name):
             raise ValueError(f"{name} is not supported by a pair: {reason}")
 
 

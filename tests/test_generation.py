@@ -309,6 +309,9 @@ def test_a_strength_out_of_range_is_refused(strength):
 # ---- What a pair refuses ----
 
 REFUSED = {
+    "guidance_scale": 1.5,
+    "output_attentions": True,
+    "output_hidden_states": True,
     "prefill_chunk_size": 2,
     "use_cache": False,
     "prompt_lookup_num_tokens": 2,
