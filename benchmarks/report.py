@@ -155,7 +155,7 @@ LASTFM = [hit(5), hit(10), ndcg(5), ndcg(10)]
 
 def arm_name(arm: str, results: Sequence[Result]) -> str:
     if arm == "pilot_extra_compute":
-        return f"Pilot, trained {np.mean([result['extra_compute'] for result in results]):.2f} times as long"
+        return f"Pilot, trained {np.mean([result['extra_compute'] for result in results]):.0%} longer"
     return ARMS.get(arm, arm)
 
 

@@ -141,9 +141,9 @@ def run_seed(seed: int, args) -> dict:
             "brier_pair": found.pair.per_token()[0],
         }
         result["arms"][name] = {"strength": found.strength, "ranks": ranks(pair, test, collate, found.strength)}
-    extra = 1 + seconds[args.arms[0]] / seconds["pilot"]
+    extra = seconds[args.arms[0]] / seconds["pilot"]
     longer = PilotCopilotForSeq2SeqLM.from_pilot(fresh_pilot(sequences.n_items, seed), layers="all")
-    train(longer, {}, users, collate, round(args.steps * extra), args, seed)
+    train(longer, {}, users, collate, round(args.steps * (1 + extra)), args, seed)
     result["arms"]["pilot_extra_compute"] = {"strength": 0.0, "ranks": ranks(longer, test, collate, 0.0)}
     return result | {"extra_compute": extra}
 
@@ -159,7 +159,9 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--copilot_learning_rate", type=float, default=3e-3)
     args = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     for seed in args.seeds:
         path = Path(args.out) / f"lastfm_seed{seed}.json"
         if path.exists():

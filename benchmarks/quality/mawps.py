@@ -198,7 +198,9 @@ def main() -> None:
     parser.add_argument("--probe", action="store_true", help="stop after calibration, write nothing")
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.pilot)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     for seed in args.seeds:
         path = Path(args.out) / f"mawps_seed{seed}.json"
         if path.exists() and not args.probe:
