@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pybind11
+import torch
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -13,9 +14,15 @@ setup(
     ext_modules=[
         CppExtension(
             "copilot._C",
-            sources=["csrc/torch/module.cpp"],
-            include_dirs=[pybind11.get_include()],
-            define_macros=[("COPILOT_VERSION", f'"{VERSION}"')],
+            sources=[str(path) for folder in ("cpu", "torch") for path in sorted(Path("csrc", folder).glob("*.cpp"))],
+            include_dirs=[pybind11.get_include(), *(str(Path("csrc", name).resolve()) for name in ("include", "cpu"))],
+            define_macros=[
+                ("COPILOT_VERSION", f'"{VERSION}"'),
+                ("COPILOT_TORCH_VERSION", f'"{torch.__version__}"'),
+                ("TORCH_TARGET_VERSION", "0x020b000000000000"),  # the oldest torch whose stable ABI is enough: 2.11
+            ],
+            # Vectors of 64 bytes are passed by inlined functions only, so that their ABI does not matter.
+            extra_compile_args=["-O3", "-Wall", "-Wno-psabi", "-ffp-contract=fast"],
         )
     ],
     cmdclass={"build_ext": BuildExtension},

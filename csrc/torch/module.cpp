@@ -1,7 +1,8 @@
 // The Python module copilot._C. Importing it needs torch to be imported first.
 
 #include <pybind11/pybind11.h>
-#include <torch/version.h>
+
+#include "cpu_kernels.h"
 
 namespace py = pybind11;
 
@@ -21,11 +22,12 @@ constexpr const char* kBuildType = "release";
 constexpr const char* kBuildType = "debug";
 #endif
 
-// How this binary was built: every value is a fact of compile time.
+// How this binary was built, and which of its CPU kernels this processor runs.
 py::dict build_info() {
   py::dict info;
   info["version"] = COPILOT_VERSION;
-  info["torch"] = TORCH_VERSION;
+  info["torch"] = COPILOT_TORCH_VERSION;
+  info["cpu_kernels"] = copilot::cpu_kernels().name;
   info["cuda_arch_list"] = py::none();
   info["compiler"] = kCompiler;
   info["cxx_standard"] = static_cast<long>(__cplusplus);

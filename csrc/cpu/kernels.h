@@ -1,0 +1,7 @@
+// All CPU kernels for the target under which this is included, as the table COPILOT_TABLE. No include guard.
+
+#include "pool_layers.h"
+
+namespace copilot {
+const CpuKernels COPILOT_TABLE = {COPILOT_NAME, COPILOT_TARGET::pool_layers};
+}  // namespace copilot

@@ -1,0 +1,13 @@
+// The standard headers of the kernels: they come before any target is chosen, so that their functions are the same for all.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "copilot/kernels.h"

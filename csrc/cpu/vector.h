@@ -1,0 +1,191 @@
+// Sixteen floats at a time through the compiler's vector types: the same source becomes AVX-512, AVX2 or SSE2/NEON code,
+// depending on the target under which it is included (see kernels_avx512.cpp). No include guard: each target has its own
+// copy, in the namespace COPILOT_TARGET.
+
+namespace copilot::COPILOT_TARGET {
+
+constexpr int64_t kLanes = 16;
+
+using Floats = float __attribute__((vector_size(64)));
+using Ints = int32_t __attribute__((vector_size(64)));
+using Words = uint32_t __attribute__((vector_size(64)));
+using Halves = uint16_t __attribute__((vector_size(32)));
+
+template <class To, class From>
+inline To bits(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  std::memcpy(&result, &value, sizeof(result));
+  return result;
+}
+
+inline Floats broadcast(float value) { return Floats{} + value; }
+
+// Lanes where `mask` is set (-1, as comparisons give it) from `yes`, the others from `no`.
+inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
+
+// As in `a > b ? a : b`: a NaN in `a` is dropped, one in `b` stays.
+inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
+
+// ---- Elements as float, and back with round to nearest even ----
+
+struct BFloat16 {
+  uint16_t word;
+};
+struct Float16 {
+  uint16_t word;
+};
+
+inline Floats load(const float* from) {
+  Floats value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+inline Floats load(const BFloat16* from) {
+  Halves word;
+  std::memcpy(&word, from, sizeof(word));
+  return bits<Floats>(__builtin_convertvector(word, Words) << 16);
+}
+
+inline Floats load(const Float16* from) {
+  Halves word;
+  std::memcpy(&word, from, sizeof(word));
+  Words wide = __builtin_convertvector(word, Words);
+  // The exponent is rebiased by a product, which is exact and gets subnormals right; infinity and NaN need their own.
+  Floats magnitude = bits<Floats>((wide & 0x7fffu) << 13) * 0x1p112f;
+  Words special = bits<Words>(Ints((wide & 0x7c00u) == 0x7c00u)) & 0x7f800000u;
+  return bits<Floats>(bits<Words>(magnitude) | special | (wide & 0x8000u) << 16);
+}
+
+inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof(value)); }
+
+inline void store(BFloat16* to, Floats value) {
+  Words word = bits<Words>(value);
+  Words rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
+  Words quiet = (word >> 16) | 0x40u;  // rounding must not carry a NaN into infinity
+  Halves narrow = __builtin_convertvector(value == value ? rounded : quiet, Halves);
+  std::memcpy(to, &narrow, sizeof(narrow));
+}
+
+inline void store(Float16* to, Floats value) {
+  Words word = bits<Words>(value);
+  Words sign = (word & 0x80000000u) >> 16;
+  Words absolute = word & 0x7fffffffu;
+  Words normal = (absolute - 0x38000000u + 0xfffu + ((absolute >> 13) & 1u)) >> 13;
+  // Adding 0.5 puts the subnormal's units, 2^-24, into the last bits of the sum.
+  Words subnormal = bits<Words>(bits<Floats>(absolute) + 0.5f) - 0x3f000000u;
+  Words result = absolute < 0x38800000u ? subnormal : normal;
+  result = absolute >= 0x477ff000u ? (Words{} + 0x7c00u) : result;
+  result = absolute > 0x7f800000u ? (Words{} + 0x7e00u) : result;
+  Halves narrow = __builtin_convertvector(result | sign, Halves);
+  std::memcpy(to, &narrow, sizeof(narrow));
+}
+
+// The first `count` < kLanes elements; the other lanes are `fill`.
+template <class T>
+inline Floats load_some(const T* from, int64_t count, float fill) {
+  T some[kLanes] = {};
+  std::memcpy(some, from, count * sizeof(T));
+  Floats value = load(some);
+  for (int64_t lane = count; lane < kLanes; ++lane) value[lane] = fill;
+  return value;
+}
+
+template <class T>
+inline void store_some(T* to, Floats value, int64_t count) {
+  T some[kLanes];
+  store(some, value);
+  std::memcpy(to, some, count * sizeof(T));
+}
+
+// Calls f(typed pointer to the start of the row).
+template <class F>
+inline auto with_row(const Rows& rows, int64_t row, F&& f) {
+  switch (rows.dtype) {
+    case DType::kBFloat16:
+      return f(static_cast<const BFloat16*>(rows.data) + row * rows.stride);
+    case DType::kFloat16:
+      return f(static_cast<const Float16*>(rows.data) + row * rows.stride);
+    default:
+      return f(static_cast<const float*>(rows.data) + row * rows.stride);
+  }
+}
+
+// ---- Reductions over the lanes, always in the same order ----
+
+inline float sum(Floats value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int64_t step = kLanes / 2; step > 0; step /= 2) {
+    for (int64_t lane = 0; lane < step; ++lane) lanes[lane] += lanes[lane + step];
+  }
+  return lanes[0];
+}
+
+inline float maximum(Floats value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int64_t step = kLanes / 2; step > 0; step /= 2) {
+    for (int64_t lane = 0; lane < step; ++lane) {
+      lanes[lane] = lanes[lane] > lanes[lane + step] ? lanes[lane] : lanes[lane + step];
+    }
+  }
+  return lanes[0];
+}
+
+// ---- exp and log ----
+
+// exp(x) to 1 ulp (2 ulp without FMA): exp(x) = 2^n exp(r), |r| <= log(2) / 2. 0 below -103.98, infinity above 88.73.
+inline Floats exp(Floats x) {
+  const Floats clamped = minimum(maximum(x, broadcast(-104.0f)), broadcast(89.0f));
+  const Floats shifter = broadcast(0x1.8p23f);  // adding it rounds to the nearest whole number
+  const Floats shifted = clamped * 0x1.715476p+0f + shifter;
+  const Floats n = shifted - shifter;
+  Floats r = clamped - n * 0x1.62e400p-1f;  // log(2) in two parts
+  r = r - n * 0x1.7f7d1cp-20f;
+  // (exp(r) - 1 - r) / r^2, Chebyshev interpolation
+  Floats p = broadcast(0x1.6d432ap-10f);
+  p = p * r + 0x1.120b74p-7f;
+  p = p * r + 0x1.5554e8p-5f;
+  p = p * r + 0x1.5554dcp-3f;
+  p = p * r + 0.5f;
+  p = p * (r * r) + r + 1.0f;
+  // 2^n in two factors, so that results below the smallest normal number are rounded, not lost.
+  const Ints whole = __builtin_convertvector(n, Ints);
+  const Ints half = whole >> 1;
+  const Floats first = bits<Floats>((half + 127) << 23);
+  const Floats second = bits<Floats>((whole - half + 127) << 23);
+  return x == x ? p * first * second : x;
+}
+
+// log(x) to 2 ulp for x >= 0: log(0) = -infinity; negative x and NaN give NaN.
+inline Floats log(Floats x) {
+  const Ints tiny = x < 0x1p-126f;
+  const Floats scaled = tiny ? x * 0x1p23f : x;
+  // x = 2^n m with m in [2/3, 4/3)
+  const Ints word = bits<Ints>(scaled);
+  const Ints exponent = (word - 0x3f2aaaab) >> 23;
+  const Floats m = bits<Floats>(word - (exponent << 23)) - 1.0f;
+  const Floats n = __builtin_convertvector(exponent, Floats) - (tiny ? broadcast(23.0f) : Floats{});
+  const Floats square = m * m;
+  // (log(1 + m) - m) / m^2, Chebyshev interpolation
+  Floats p = broadcast(0x1.e7c500p-4f);
+  p = p * m - 0x1.04cbb0p-3f;
+  p = p * m + 0x1.b98684p-4f;
+  p = p * m - 0x1.f483f2p-4f;
+  p = p * m + 0x1.24e94cp-3f;
+  p = p * m - 0x1.559140p-3f;
+  p = p * m + 0x1.9997d8p-3f;
+  p = p * m - 0x1.ffff28p-3f;
+  p = p * m + 0x1.555556p-2f;
+  p = p * m - 0.5f;
+  Floats result = p * square + m;
+  result = n * 0x1.62e430p-1f + result;
+  result = x > 0x1.fffffep127f ? x : result;
+  result = x == 0.0f ? broadcast(-std::numeric_limits<float>::infinity()) : result;
+  return x >= 0.0f ? result : broadcast(std::numeric_limits<float>::quiet_NaN());
+}
+
+}  // namespace copilot::COPILOT_TARGET

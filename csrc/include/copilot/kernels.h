@@ -1,0 +1,46 @@
+// What the kernels compute, without torch: the CPU's functions here take ranges of rows, so that the caller chooses the
+// threads. copilot/ops/reference.py is the specification.
+
+#pragma once
+
+#include <cstdint>
+
+namespace copilot {
+
+enum class DType : int { kFloat32, kBFloat16, kFloat16 };
+
+// Rows of adjacent elements; row i starts i * stride elements behind `data`.
+struct Rows {
+  const void* data;
+  int64_t stride;
+  DType dtype;
+};
+
+struct MutableRows {
+  void* data;
+  int64_t stride;
+  DType dtype;
+};
+
+enum class Pooling : int { kMean, kMax, kSum };
+
+struct PoolLayers {
+  const Rows* layers;
+  int64_t n_layers;
+  const int64_t* rows;  // which row of every layer becomes row i of `out`; null: row i itself
+  int64_t width;
+  Pooling pooling;
+  float* out;  // (M, width), adjacent
+};
+
+// One set of kernels for each instruction set, the best chosen at run time.
+struct CpuKernels {
+  const char* name;
+  void (*pool_layers)(const PoolLayers& job, int64_t begin, int64_t end);
+};
+
+extern const CpuKernels kAvx512;
+extern const CpuKernels kAvx2;
+extern const CpuKernels kPortable;
+
+}  // namespace copilot
