@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from copilot.cache import CopilotCache
 from copilot.mistake_log import Round
 from copilot.model import CopilotModel
-from copilot.ops import Mistakes, candidate_loss, mistake_cross_entropy
+from copilot.ops import Mistakes, candidate_loss, mistake_cross_entropy, pool_layers
 from copilot.ops.reference import predicted_mistake
 from copilot.tap import Tapped
 
@@ -78,13 +78,18 @@ class PilotPass:
     context_ids: Tensor | None
     context: Tensor | None
 
-    def supervised_rows(self) -> Tensor:
-        """(M,) int64: where the supervised positions are in the flattened logits."""
-        return self.supervision.source[:, -self.logits.shape[1] :].flatten().nonzero().squeeze(1)
+    def supervised_rows(self, positions: int) -> Tensor:
+        """(M,) int64: where the supervised positions are in a flattened tensor (B, positions, ...) of the last ones."""
+        return self.supervision.source[:, -positions:].flatten().nonzero().squeeze(1)
 
     def supervised_logits(self) -> Tensor:
         """(M, V)."""
-        return self.logits.flatten(0, 1)[self.supervised_rows()]
+        return self.logits.flatten(0, 1)[self.supervised_rows(self.logits.shape[1])]
+
+    def pooled(self, pooling: str) -> Tensor:
+        """(M, d) Pool of Eq. 6 at the supervised positions."""
+        hidden = self.tapped.hidden
+        return pool_layers(hidden, self.supervised_rows(hidden[0].shape[1]), pooling=pooling)
 
 
 def pilot_loss(logits: Tensor, supervision: Supervision, k: int | None) -> tuple[Tensor, Mistakes]:

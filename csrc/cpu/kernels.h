@@ -1,7 +1,9 @@
 // All CPU kernels for the target under which this is included, as the table COPILOT_TABLE. No include guard.
 
+#include "candidate_loss.h"
 #include "pool_layers.h"
 
 namespace copilot {
-const CpuKernels COPILOT_TABLE = {COPILOT_NAME, COPILOT_TARGET::pool_layers};
+const CpuKernels COPILOT_TABLE = {COPILOT_NAME, COPILOT_TARGET::pool_layers, COPILOT_TARGET::candidate_loss,
+                                  COPILOT_TARGET::candidate_loss_backward};
 }  // namespace copilot
