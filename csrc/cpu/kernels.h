@@ -1,7 +1,14 @@
 // All CPU kernels for the target under which this is included, as the table COPILOT_TABLE. No include guard.
 
 #include "pool_layers.h"
+#include "rectify.h"
 
 namespace copilot {
-const CpuKernels COPILOT_TABLE = {COPILOT_NAME, COPILOT_TARGET::pool_layers};
+const CpuKernels COPILOT_TABLE = {
+    COPILOT_NAME,
+    COPILOT_TARGET::pool_layers,
+    COPILOT_TARGET::rectification::reduce_row,
+    COPILOT_TARGET::rectification::total_row,
+    COPILOT_TARGET::rectification::write_row,
+};
 }  // namespace copilot
