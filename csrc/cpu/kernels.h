@@ -2,8 +2,16 @@
 
 #include "candidate_loss.h"
 #include "pool_layers.h"
+#include "rectify.h"
 
 namespace copilot {
-const CpuKernels COPILOT_TABLE = {COPILOT_NAME, COPILOT_TARGET::pool_layers, COPILOT_TARGET::candidate_loss,
-                                  COPILOT_TARGET::candidate_loss_backward};
+const CpuKernels COPILOT_TABLE = {
+    COPILOT_NAME,
+    COPILOT_TARGET::pool_layers,
+    COPILOT_TARGET::candidate_loss,
+    COPILOT_TARGET::candidate_loss_backward,
+    COPILOT_TARGET::rectification::reduce_row,
+    COPILOT_TARGET::rectification::total_row,
+    COPILOT_TARGET::rectification::write_row,
+};
 }  // namespace copilot

@@ -63,12 +63,42 @@ struct CandidateLossBackward {
   MutableRows out;                    // (M, k), of delta's dtype
 };
 
+enum class Rectifier : int { kSimplex, kLinear, kLogit };
+
+struct Candidate {
+  int64_t token;
+  float delta;
+};
+
+struct Rectify {
+  Rows logits;                  // (N, vocabulary)
+  Rows delta;                   // (N, vocabulary); data null: only the candidates have one
+  const Candidate* candidates;  // (N, n_candidates), the tokens of a row in range and in order
+  int64_t n_candidates;         // 0 with a dense delta
+  int64_t vocabulary;
+  Rectifier rectifier;
+  double strength;
+  float* out;  // (N, vocabulary), adjacent
+};
+
+// A row is worked on in chunks of fixed size, so that results do not depend on who works on which.
+constexpr int64_t kRectifyChunk = 512;
+inline int64_t rectify_chunks(int64_t vocabulary) { return (vocabulary + kRectifyChunk - 1) / kRectifyChunk; }
+inline int64_t rectify_scratch(int64_t vocabulary) { return 5 * 16 * rectify_chunks(vocabulary); }  // floats of a row
+
+// One pass over the chunks [first, last) of a row.
+using RectifyPass = void(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch);
+
 // One set of kernels for each instruction set, the best chosen at run time.
 struct CpuKernels {
   const char* name;
   void (*pool_layers)(const PoolLayers& job, int64_t begin, int64_t end);
   void (*candidate_loss)(const CandidateLoss& job, int64_t begin, int64_t end);
   void (*candidate_loss_backward)(const CandidateLossBackward& job, int64_t begin, int64_t end);
+  // Each pass needs all chunks of the pass before it; the second one only a dense delta of the linear rectifier.
+  RectifyPass* rectify_reduce;
+  RectifyPass* rectify_total;
+  RectifyPass* rectify_write;
 };
 
 extern const CpuKernels kAvx512;
