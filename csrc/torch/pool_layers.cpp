@@ -8,8 +8,9 @@ namespace {
 // A contiguous tensor of any shape as rows of its last dimension, or a matrix with adjacent elements.
 Rows rows_of_states(const Tensor& hidden) {
   if (hidden.dim() == 2) return rows_of(hidden, "hidden_states");
-  STD_TORCH_CHECK(hidden.is_cpu() && hidden.dim() > 0 && hidden.is_contiguous(),
-                  "hidden_states must be contiguous CPU tensors, or two-dimensional ones, their last dimension adjacent");
+  STD_TORCH_CHECK(
+      hidden.is_cpu() && hidden.dim() > 0 && hidden.is_contiguous(),
+      "hidden_states must be contiguous CPU tensors, or two-dimensional ones, their last dimension adjacent");
   return {hidden.const_data_ptr(), hidden.size(-1), dtype_of(hidden, "hidden_states")};
 }
 
