@@ -35,12 +35,15 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 
-# A build of its own, which PYTHONPATH puts before the checkout's; Python itself lacks the sanitizer's library and leaks.
-SANITIZED := build/sanitize
+# A build of its own, which PYTHONPATH puts before the checkout's. Python itself is not built with the sanitizers: it needs
+# their library, and the C++ one that throws, before anything else, and it leaks.
+SANITIZED := $(CURDIR)/build/sanitize
+CXX_LIBRARY = $$($(CXX) -print-file-name=$(1))
 sanitize: $(STAMP)
 	PATH="$(BIN):$$PATH" COPILOT_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
-	PYTHONSAFEPATH=1 PYTHONPATH=$(SANITIZED)/lib LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -p no:cacheprovider tests/test_ops_*.py tests/test_kernels_*.py
+	PYTHONSAFEPATH=1 PYTHONPATH=$(SANITIZED)/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" \
+		$(BIN)/python -m pytest --capture=sys -p no:cacheprovider tests/test_ops_*.py tests/test_kernels_*.py
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only

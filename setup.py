@@ -14,7 +14,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
 # Without vptr, which would need the type information of torch's own classes.
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
 SANITIZERS = SANITIZE if os.environ.get("COPILOT_SANITIZE") == "1" else []
 
 setup(
