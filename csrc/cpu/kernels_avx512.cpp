@@ -10,6 +10,7 @@
 #endif
 
 #define COPILOT_TARGET avx512
+#define COPILOT_LANES 16
 #define COPILOT_TABLE kAvx512
 #define COPILOT_NAME "AVX-512"
 #include "vector.h"

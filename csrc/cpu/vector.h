@@ -1,15 +1,15 @@
-// Sixteen floats at a time through the compiler's vector types: the same source becomes AVX-512, AVX2 or SSE2/NEON code,
-// depending on the target under which it is included (see kernels_avx512.cpp). No include guard: each target has its own
-// copy, in the namespace COPILOT_TARGET.
+// COPILOT_LANES floats at a time through the compiler's vector types: the same source becomes AVX-512, AVX2 or
+// SSE2/NEON code, depending on the target under which it is included (see kernels_avx512.cpp). No include guard: each
+// target has its own copy, in the namespace COPILOT_TARGET.
 
 namespace copilot::COPILOT_TARGET {
 
-constexpr int64_t kLanes = 16;
+constexpr int64_t kLanes = COPILOT_LANES;
 
-using Floats = float __attribute__((vector_size(64)));
-using Ints = int32_t __attribute__((vector_size(64)));
-using Words = uint32_t __attribute__((vector_size(64)));
-using Halves = uint16_t __attribute__((vector_size(32)));
+using Floats = float __attribute__((vector_size(4 * COPILOT_LANES)));
+using Ints = int32_t __attribute__((vector_size(4 * COPILOT_LANES)));
+using Words = uint32_t __attribute__((vector_size(4 * COPILOT_LANES)));
+using Halves = uint16_t __attribute__((vector_size(2 * COPILOT_LANES)));
 
 template <class To, class From>
 inline To bits(From value) {
