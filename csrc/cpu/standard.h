@@ -1,4 +1,5 @@
-// The standard headers of the kernels: they come before any target is chosen, so that their functions are the same for all.
+// The standard headers of the kernels: they come before any target is chosen, so that their functions are the same for
+// all.
 
 #pragma once
 
@@ -8,6 +9,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "copilot/kernels.h"
