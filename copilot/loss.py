@@ -83,7 +83,7 @@ class PilotPass:
         return self.supervision.source[:, -positions:].flatten().nonzero().squeeze(1)
 
     def supervised_logits(self) -> Tensor:
-        """(M, V)."""
+        """(M, V), a new copy each time."""
         return self.logits.flatten(0, 1)[self.supervised_rows(self.logits.shape[1])]
 
     def pooled(self, pooling: str) -> Tensor:
@@ -96,7 +96,8 @@ def pilot_loss(logits: Tensor, supervision: Supervision, k: int | None) -> tuple
     """Cross-entropy of the supervised tokens and their mistakes.
 
     Args:
-        logits: (M, V) the Pilot's logits at the supervised positions.
+        logits: (M, V) the Pilot's logits at the supervised positions, a copy for this call: the backward may overwrite
+            it (`PilotPass.supervised_logits` makes a new one each time).
         supervision: of the same batch.
         k: how many of the Pilot's most likely tokens to keep; None keeps all.
 
@@ -106,7 +107,7 @@ def pilot_loss(logits: Tensor, supervision: Supervision, k: int | None) -> tuple
     Raises:
         FloatingPointError: the logits give a loss that is not finite.
     """
-    losses, mistakes = mistake_cross_entropy(logits, supervision.target, k, ignore_index=IGNORE_INDEX)
+    losses, mistakes = mistake_cross_entropy(logits, supervision.target, k, ignore_index=None, overwrite_logits=True)
     bad = int((~torch.isfinite(losses.detach())).sum())
     if bad:
         raise FloatingPointError(

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OPERATORS = ("candidate_loss", "candidate_loss_backward", "pool_layers", "rectify")
+OPERATORS = (
+    "candidate_loss",
+    "candidate_loss_backward",
+    "mistake_cross_entropy",
+    "mistake_cross_entropy_backward",
+    "mistake_cross_entropy_backward_",
+    "pool_layers",
+    "rectify",
+)
 FIX = "pip install --force-reinstall --no-deps --no-build-isolation . in a checkout"
 _PACKAGE = Path(__file__).parents[1]
 _BUILT_WITH = b"copilot._C, built with\n"  # of csrc/torch/module.cpp

@@ -28,13 +28,17 @@ def mistakes_of(log_prob: Tensor, target: Tensor, k: int | None) -> Mistakes:
     return Mistakes(target, top_index, top_prob, target_prob, rest.sum(1), rest.square().sum(1))
 
 
-def mistake_cross_entropy(logits: Tensor, labels: Tensor, k: int | None, ignore_index: int) -> tuple[Tensor, Mistakes]:
+def mistake_cross_entropy(
+    logits: Tensor, labels: Tensor, k: int | None, ignore_index: int | None
+) -> tuple[Tensor, Mistakes]:
     log_prob = F.log_softmax(logits.float(), dim=-1)
+    if ignore_index is None:
+        loss = -log_prob.gather(1, labels[:, None]).squeeze(1)
+        return loss, mistakes_of(log_prob.detach(), labels, k)
     loss = F.nll_loss(log_prob, labels, ignore_index=ignore_index, reduction="none")
-    with torch.no_grad():
-        rows = (labels != ignore_index).nonzero().squeeze(1)
-        kept = log_prob if len(rows) == len(labels) else log_prob[rows]
-        return loss, mistakes_of(kept.detach(), labels[rows], k)
+    rows = (labels != ignore_index).nonzero().squeeze(1)
+    kept = log_prob if len(rows) == len(labels) else log_prob[rows]
+    return loss, mistakes_of(kept.detach(), labels[rows], k)
 
 
 def log_mean(difference: Tensor, weight: float) -> Tensor:

@@ -89,6 +89,31 @@ inline int64_t rectify_scratch(int64_t vocabulary) { return 5 * 16 * rectify_chu
 // One pass over the chunks [first, last) of a row.
 using RectifyPass = void(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch);
 
+struct MistakeCrossEntropy {
+  Rows logits;
+  int64_t vocabulary;
+  const int64_t* labels;  // (N,), in [0, vocabulary), or ignore_index in rows that are to be zeros
+  int64_t ignore_index;
+  int64_t k;                 // how many tokens are kept; 0: all, without top_index
+  float* loss;               // (N,)
+  float* largest_and_total;  // (N, 2): the largest logit m, and the sum of exp(z - m)
+  int64_t* top_index;        // (N, k)
+  float* top_prob;           // (N, k or vocabulary)
+  float* target_prob;        // (N,)
+  float* rest_mass;          // (N,)
+  float* rest_square;        // (N,)
+};
+
+struct MistakeCrossEntropyBackward {
+  const float* grad;  // (N,)
+  Rows logits;
+  int64_t vocabulary;
+  const int64_t* labels;
+  int64_t ignore_index;
+  const float* largest_and_total;
+  MutableRows grad_logits;  // may be the logits themselves
+};
+
 // One set of kernels for each instruction set, the best chosen at run time.
 struct CpuKernels {
   const char* name;
@@ -99,6 +124,8 @@ struct CpuKernels {
   RectifyPass* rectify_reduce;
   RectifyPass* rectify_total;
   RectifyPass* rectify_write;
+  void (*mistake_cross_entropy)(const MistakeCrossEntropy& job, int64_t begin, int64_t end);
+  void (*mistake_cross_entropy_backward)(const MistakeCrossEntropyBackward& job, int64_t begin, int64_t end);
 };
 
 extern const CpuKernels kAvx512;
