@@ -2,42 +2,29 @@
 
     python -m pytest benchmarks/bench_mistake_cross_entropy.py --benchmark-only --results benchmarks/results/cpu
 
-The data are random: logits of standard deviation 3. SHAPES of the environment (such as "64x32000,512x49152") chooses
-what is measured. Without --results the figures are in pytest-benchmark's extra_info only.
-
-A round runs every variant once in turn, and a ratio is taken within its round. The floor is a copy of the logits: one
-read and one write of (N, V), which the gradient needs at least. Eager and compiled softmax give float32 probabilities,
-as the kernel does.
+About five minutes on two cores. The data are random: logits of standard deviation 3. The floor is a copy of the logits:
+one read and one write of (N, V), which the gradient needs at least. Eager and compiled softmax give float32
+probabilities, as the kernel does.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from kernel_rounds import COMPILED, EAGER, FLOOR, KERNEL, REFERENCE, compare, written_when_complete
 from torch import Tensor
 from torch.nn import functional as F
 
-from copilot.ops import extension, mistake_cross_entropy, reference
-
-pytestmark = pytest.mark.skipif(not extension.LOADED, reason="the compiled kernels are not loaded")
+from copilot.ops import mistake_cross_entropy, reference
 
 K = 32
 SHAPES = [(n, v) for n in (64, 512) for v in (32000, 49152, 128256, 151936)]
-if "SHAPES" in os.environ:
-    SHAPES = [tuple(map(int, shape.split("x"))) for shape in os.environ["SHAPES"].split(",")]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-EAGER, FLOOR = "eager", "floor: copy of the logits"
-
-# Rounds of one case: as many as its seconds allow, by its first round, within these bounds.
-BUDGET, FEWEST_ROUNDS, MOST_ROUNDS = 8.0, 5, 30
+OVERWRITING = "kernel, overwriting the logits"
 
 Step = Callable[[Tensor], Any]
 
@@ -62,10 +49,10 @@ def variants(labels: Tensor) -> dict[str, Step]:
 
     return {
         EAGER: with_backward(lambda z: plain_loss(z, labels)),
-        "torch.compile": with_backward(lambda z: compiled_loss(z, labels)),
-        "reference": with_backward(lambda z: reference.mistake_cross_entropy(z, labels, K, -100)),
-        "kernel": with_backward(lambda z: mistake_cross_entropy(z, labels, K)),
-        "kernel, overwriting": with_backward(lambda z: mistake_cross_entropy(z, labels, K, overwrite_logits=True)),
+        COMPILED: with_backward(lambda z: compiled_loss(z, labels)),
+        REFERENCE: with_backward(lambda z: reference.mistake_cross_entropy(z, labels, K, -100)),
+        KERNEL: with_backward(lambda z: mistake_cross_entropy(z, labels, K)),
+        OVERWRITING: with_backward(lambda z: mistake_cross_entropy(z, labels, K, overwrite_logits=True)),
         FLOOR: torch.clone,
     }
 
@@ -83,57 +70,23 @@ def peak_memory(step: Step, logits: Tensor) -> int:
     return max(itertools.accumulate(sizes, initial=0))
 
 
-def interleave(benchmark: Any, steps: dict[str, Step], logits: Tensor) -> dict[str, list[float]]:
-    """Run the variants in turn, round after round, each on fresh logits: {variant: [seconds in each round]}."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    scratch = torch.empty_like(logits)
-
-    def one_round() -> None:
-        for name, step in steps.items():
-            scratch.copy_(logits)
-            started = time.perf_counter()
-            result = step(scratch)
-            seconds[name].append(time.perf_counter() - started)
-            del result
-
-    one_round()  # compiles
-    started = time.perf_counter()
-    one_round()
-    rounds = int(BUDGET / (time.perf_counter() - started))
-    seconds.clear()
-    benchmark.pedantic(one_round, rounds=min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS))
-    return seconds
-
-
 @pytest.fixture(scope="module")
-def figures(write_results: Callable[[str, dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
-    """What the benchmarks found, by case; written down when all of them have succeeded."""
-    found: dict[str, Any] = {"settings": {"k": K}, "cases": {}}
-    yield found
-    if len(found["cases"]) == len(SHAPES) * len(DTYPES):
-        write_results("mistake_cross_entropy", found)
+def figures(write_results: Any) -> Iterator[dict[str, Any]]:
+    """What the benchmarks found, by case."""
+    with written_when_complete(write_results, "mistake_cross_entropy", len(SHAPES) * len(DTYPES), k=K) as cases:
+        yield cases
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "v"), SHAPES)
-def test_forward_and_backward(benchmark: Any, figures: dict[str, Any], n: int, v: int, dtype: str) -> None:
-    """Seconds, ratio to eager (both p20, median, p80) and peak memory of every variant."""
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def test_forward_and_backward(benchmark: Any, figures: dict[str, Any], shape: tuple[int, int], dtype: str) -> None:
+    """Time of every variant on fresh logits, and its peak memory."""
     generator = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(n, v, generator=generator)).to(DTYPES[dtype])
-    steps = variants(torch.randint(v, (n,), generator=generator))
-    seconds = interleave(benchmark, steps, logits)
-    eager = np.array(seconds[EAGER])
-    case = {
-        "rounds": len(eager),
-        "bytes_of_logits": logits.nbytes,
-        "variants": {
-            name: {
-                "seconds": np.quantile(values, [0.2, 0.5, 0.8]).tolist(),
-                "ratio": np.quantile(np.array(values) / eager, [0.2, 0.5, 0.8]).tolist(),
-                "peak_memory": peak_memory(steps[name], logits.clone()),
-            }
-            for name, values in seconds.items()
-        },
-    }
-    benchmark.extra_info.update(case)
-    figures["cases"][f"N = {n}, V = {v}, {dtype}"] = case
+    logits = (3 * torch.randn(shape, generator=generator)).to(DTYPES[dtype])
+    scratch = logits.clone()
+    steps = variants(torch.randint(shape[1], shape[:1], generator=generator))
+    runs = {name: lambda step=step: step(scratch) for name, step in steps.items()}
+    case = compare(benchmark, runs, 2 * logits.nbytes, budget=4.0, prepare=lambda: scratch.copy_(logits))
+    for name, step in steps.items():
+        case["variants"][name]["peak_memory_of_logits"] = peak_memory(step, logits.clone()) / logits.nbytes
+    figures[f"N = {shape[0]}, V = {shape[1]}, {dtype}"] = case

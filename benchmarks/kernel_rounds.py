@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-# Of one benchmark: as many rounds as its seconds allow, by its warm-up round, within these bounds.
-BUDGET, FEWEST_ROUNDS, MOST_ROUNDS = 30.0, 5, 100
+from copilot.ops import extension
+
+# Of one case: as many rounds as its seconds allow, by its warm-up round, within these bounds.
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
 SHORTEST = 1e-3  # seconds of a measurement; a faster variant runs several times in it
 
+KERNEL, EAGER, COMPILED, REFERENCE = "kernel", "eager", "torch.compile", "reference"
 FLOOR = "copy of the same bytes"
 
+Run = Callable[[], Any]
 
-def seconds_of(run: Callable[[], Any], repeats: int) -> float:
+
+@contextmanager
+def written_when_complete(write_results: Any, name: str, n_cases: int, **settings: Any) -> Iterator[dict[str, Any]]:
+    """Figures by case, written down as `name` when all cases have been measured."""
+    assert extension.LOADED, extension.NOT_LOADED_BECAUSE
+    found: dict[str, Any] = {"settings": settings, "cases": {}}
+    yield found["cases"]
+    if len(found["cases"]) == n_cases:
+        write_results(name, found)
+
+
+def copy_of(moved: int) -> Run:
+    """A copy between two tensors that reads and writes `moved` bytes in all."""
+    source = torch.ones(moved // 8)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def seconds_of(run: Run, repeats: int) -> float:
     """Seconds a run."""
     started = time.perf_counter()
     for _ in range(repeats):
@@ -24,33 +47,40 @@ def seconds_of(run: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - started) / repeats
 
 
-def compare(benchmark: Any, runs: dict[str, Callable[[], Any]], baseline: str, moved: int) -> dict[str, Any]:
-    """Seconds of every variant and their ratio to the baseline's, within rounds that run each of them once.
+def compare(
+    benchmark: Any, runs: dict[str, Run], moved: int, budget: float, prepare: Run | None = None
+) -> dict[str, Any]:
+    """Seconds of every variant and their ratio to the kernel's, within rounds that run each of them once.
 
     Args:
         benchmark: pytest-benchmark's fixture.
-        runs: the variants by name; to them is added `FLOOR`, a copy that reads and writes `moved` bytes in all.
-        baseline: the variant that ratios refer to.
+        runs: the variants by name, `KERNEL` among them.
         moved: bytes that must be read and written at least.
+        budget: seconds for all rounds.
+        prepare: what comes before each run and is not timed.
 
     Returns:
         What a results file keeps: p20, median and p80 of each.
     """
-    source = torch.ones(moved // 8)
-    target = torch.empty_like(source)
-    runs = runs | {FLOOR: lambda: target.copy_(source)}
-    for run in runs.values():
-        run()
-    repeats = {name: max(1, round(SHORTEST / seconds_of(run, 1))) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
 
+    def timed(name: str, repeats: int) -> float:
+        if prepare is not None:
+            prepare()
+        return seconds_of(runs[name], repeats)
+
+    for name in runs:
+        timed(name, 1)  # compiles
+    often = prepare is None
+    repeats = {name: max(1, round(SHORTEST / timed(name, 1))) if often else 1 for name in runs}
+
     def one_round() -> None:
-        for name, run in runs.items():
-            seconds[name].append(seconds_of(run, repeats[name]))
+        for name, values in seconds.items():
+            values.append(timed(name, repeats[name]))
 
     started = time.perf_counter()
     one_round()
-    rounds = int(BUDGET / (time.perf_counter() - started))
+    rounds = int(budget / (time.perf_counter() - started))
     for values in seconds.values():
         values.clear()
     benchmark.pedantic(one_round, rounds=min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS))
@@ -58,11 +88,11 @@ def compare(benchmark: Any, runs: dict[str, Callable[[], Any]], baseline: str, m
     def quantiles(values: np.ndarray) -> list[float]:
         return np.quantile(values, [0.2, 0.5, 0.8]).tolist()
 
-    base = np.array(seconds[baseline])
+    kernel = np.array(seconds[KERNEL])
     variants = {
-        name: {"seconds": quantiles(np.array(values)), "ratio": quantiles(np.array(values) / base)}
+        name: {"seconds": quantiles(np.array(values)), "ratio": quantiles(np.array(values) / kernel)}
         for name, values in seconds.items()
     }
-    case = {"rounds": len(base), "baseline": baseline, "bytes": moved, "variants": variants}
+    case = {"rounds": len(kernel), "bytes": moved, "variants": variants}
     benchmark.extra_info.update(case)
     return case

@@ -107,6 +107,60 @@ def overhead(folder: Path) -> str:
     return "\n\n".join(parts) or NOT_MEASURED
 
 
+# The cases that README shows; the results hold more.
+KERNEL_CASES = {
+    "rectify": [
+        *(f"N = {n}, V = 128256, float32, 32 candidates" for n in (1, 8, 64)),
+        "N = 64, V = 128256, bfloat16, 32 candidates",
+        "N = 64, V = 128256, float32, dense",
+        "N = 64, V = 32000, float32, 32 candidates",
+    ],
+    "mistake_cross_entropy": [
+        *(f"N = {n}, V = 49152, float32" for n in (64, 512)),
+        "N = 512, V = 49152, bfloat16",
+        "N = 512, V = 128256, float32",
+    ],
+    "candidate_loss": ["M = 512, 32 candidates", "M = 512, whole vocabulary of 128256"],
+    "pool_layers": ["30 x 2048 x 576, float32", "30 x 2048 x 576, bfloat16"],
+}
+
+
+def multiple(variant: dict[str, Any] | None) -> str:
+    """A ratio of times: `4.10 (3.95–4.31)`."""
+    if variant is None:
+        return ""
+    low, median, high = (f"{value:.{0 if variant['ratio'][1] >= 100 else 2}f}" for value in variant["ratio"])
+    return f"{median} ({low}–{high})"
+
+
+def kernels(folder: Path) -> str:
+    """One table a device: the kernels' times, and those of what they replace as multiples of them."""
+    parts = []
+    for device in sorted({path.parent for name in KERNEL_CASES for path in folder.glob(f"*/{name}.json")}):
+        paths = [device / f"{name}.json" for name in KERNEL_CASES]
+        results = {path.stem: json.loads(path.read_text()) for path in paths if path.exists()}
+        cases = {
+            f"`{name}`, {case}": result["cases"][case]["variants"]
+            for name, result in results.items()
+            for case in KERNEL_CASES[name]
+        }
+        columns = dict.fromkeys(name for variants in cases.values() for name in variants if name != "kernel")
+        rows = [
+            [case, duration(*variants["kernel"]["seconds"]), *(multiple(variants.get(name)) for name in columns)]
+            for case, variants in cases.items()
+        ]
+        command = f"python -m pytest benchmarks --benchmark-only --results benchmarks/results/{device.name}"
+        lines = [
+            "The kernel's time, and those of the others as multiples of it: median (p20–p80) of interleaved rounds.",
+            "",
+            *table(["", "kernel", *columns], rows),
+            "",
+            provenance(list(results.values()), command),
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
 # Quality
 
 
@@ -208,7 +262,12 @@ def lastfm(folder: Path) -> str:
     return quality(folder, "lastfm", LASTFM, "python benchmarks/quality/lastfm.py --data LastFM.txt")
 
 
-SECTIONS: dict[str, Callable[[Path], str]] = {"overhead": overhead, "mawps": mawps, "lastfm": lastfm}
+SECTIONS: dict[str, Callable[[Path], str]] = {
+    "kernels": kernels,
+    "overhead": overhead,
+    "mawps": mawps,
+    "lastfm": lastfm,
+}
 
 
 def rewrite(text: str, folder: Path) -> str:

@@ -81,6 +81,21 @@ def test_a_variant_that_a_case_lacks_leaves_its_cell_empty(report: Any, tmp_path
     assert cells(report.overhead(tmp_path), "Pilot, all") == ["1.30 (1.17–1.43), floor 1.20", ""]
 
 
+def test_kernels_shows_their_times_and_those_of_what_they_replace(
+    report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "KERNEL_CASES", {"rectify": ["N = 1"], "pool_layers": ["30 x 2048"]})
+    times = {"kernel": variant(0.002, 1, None), "eager": variant(0.02, 10, None)}
+    cases = {"N = 1": {"variants": times | {"torch.compile": variant(0.3, 150, None)}}, "N = 8": {"variants": {}}}
+    write(tmp_path / "cpu" / "rectify.json", {"cases": cases})
+    write(tmp_path / "cpu" / "pool_layers.json", {"cases": {"30 x 2048": {"variants": times}}})
+    text = report.kernels(tmp_path)
+    assert cells(text, "`rectify`, N = 1") == ["2.00 ms (1.80–2.20)", "10.00 (9.00–11.00)", "150 (135–165)"]
+    assert cells(text, "`pool_layers`, 30 x 2048")[1:] == ["10.00 (9.00–11.00)", ""]
+    assert "N = 8" not in text
+    assert report.kernels(tmp_path / "empty") == "Not measured yet."
+
+
 def test_every_device_has_its_table(report: Any, tmp_path: Path) -> None:
     write_overhead(tmp_path)
     other = tmp_path / "gpu" / "overhead.json"
