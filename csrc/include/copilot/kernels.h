@@ -33,10 +33,36 @@ struct PoolLayers {
   float* out;  // (M, width), adjacent
 };
 
+enum class Rectifier : int { kSimplex, kLinear };
+
+// Calls body(begin, end, context) for ranges that cover [0, count), on as many threads as the caller likes.
+using Split = void (*)(int64_t count, void (*body)(int64_t begin, int64_t end, void* context), void* context);
+
+struct RectifySample {
+  Rows logits;  // (N, vocabulary), at least one token
+  int64_t vocabulary;
+  Rows delta;  // (N, vocabulary), or (N, candidates) when it is sparse
+  bool sparse;
+  const int64_t* index;  // (N, candidates), adjacent, in [0, vocabulary)
+  int64_t candidates;
+  // Simplex: (1 - strength) softmax(z) + strength softmax(z + scale delta). Linear: max(p^ + scale delta, 0).
+  Rectifier rectifier;
+  double strength;
+  float scale;
+  float temperature;  // 0: greedy
+  int64_t top_k;      // 0: all
+  double top_p;       // 1: all
+  uint64_t seed, offset;
+  Split split;      // for the chunks of one row
+  int64_t* token;   // (N,)
+  float* log_prob;  // (N,)
+};
+
 // One set of kernels for each instruction set, the best chosen at run time.
 struct CpuKernels {
   const char* name;
   void (*pool_layers)(const PoolLayers& job, int64_t begin, int64_t end);
+  void (*rectify_sample)(const RectifySample& job, int64_t begin, int64_t end);
 };
 
 extern const CpuKernels kAvx512;
