@@ -11,15 +11,16 @@ STAMP := $(VENV)/.installed
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint sanitize bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train a Pilot and its Copilot, print what the Copilot changed  [PILOT=$(PILOT) OUT=$(OUT)]"
-	@echo "make test    lint, then run the tests that need neither a GPU nor patience"
-	@echo "make lint    ruff, mypy and clang-format, changing nothing"
-	@echo "make bench   run the benchmarks"
-	@echo "make clean   remove the environment, the builds and the caches"
+	@echo "make demo      train a Pilot and its Copilot, print what the Copilot changed  [PILOT=$(PILOT) OUT=$(OUT)]"
+	@echo "make test      lint, then run the tests that need neither a GPU nor patience"
+	@echo "make lint      ruff, mypy and clang-format, changing nothing"
+	@echo "make sanitize  build the kernels with AddressSanitizer and UBSan and run their tests"
+	@echo "make bench     run the benchmarks"
+	@echo "make clean     remove the environment, the builds and the caches"
 	@echo "Each sets up $(VENV) when it is missing or stale  [PYTHON=$(PYTHON) TORCH=$(TORCH)]"
 
 demo: $(STAMP)
@@ -33,6 +34,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+
+# A build of its own, which PYTHONPATH puts before the checkout's. Python itself is not built with the sanitizers: it needs
+# their library, and the C++ one that throws, before anything else, and it leaks.
+SANITIZED := $(CURDIR)/build/sanitize
+CXX_LIBRARY = $$($(CXX) -print-file-name=$(1))
+sanitize: $(STAMP)
+	PATH="$(BIN):$$PATH" COPILOT_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	PYTHONSAFEPATH=1 PYTHONPATH=$(SANITIZED)/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" \
+		$(BIN)/python -m pytest --capture=sys -p no:cacheprovider tests/test_ops_*.py tests/test_kernels_*.py
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only

@@ -6,6 +6,7 @@ from copilot import ops
 from copilot.calibration import calibrate
 from copilot.config import CopilotConfig, UnsupportedArchitectureError
 from copilot.data import prepare_dataset
+from copilot.environment import build_info
 from copilot.mistake_log import MistakeLog
 from copilot.model import CopilotModel
 from copilot.pair import PairOutput, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
@@ -24,6 +25,7 @@ __all__ = [
     "PilotCopilotForCausalLM",
     "PilotCopilotForSeq2SeqLM",
     "UnsupportedArchitectureError",
+    "build_info",
     "calibrate",
     "ops",
     "prepare_dataset",

@@ -55,6 +55,7 @@ class CopilotArguments:
     copilot_loss: str = flag("The Copilot's loss.", "rmse", LOSSES)
     pooling: str = flag("Pooling of the Pilot's layers.", "mean", POOLINGS)
     context_layers: str = flag("Where the Pilot's states enter the Copilot.", "even", CONTEXT_LAYERS)
+    context_norm: bool = flag("Normalise X~ and the Pilot's states where they enter the Copilot.", True)
     head: str = flag("The Copilot's output map.", "own", TABLES)
     error_in: str = flag("The Copilot's input map.", "own", TABLES)
     copilot_lora_r: int = flag("Rank of adapters in the Copilot's layers; 0 trains the layers in full.", 0)

@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "warmup_steps": 5,
     "seed": 0,
 }
-PROBLEMS = {"train": 1200, "validation": 200, "test": 300}
+PROBLEMS = {"train": 1360, "validation": 200, "test": 300}
 NEW_TOKENS = 24  # the longest equation has fewer
 REPEATS = 5  # of each timing
 RIGHT = {True: "right", False: "wrong"}

@@ -6,20 +6,23 @@ from typing import Any
 
 import torch
 
+from copilot.ops import extension
+
 _REPORTED_PACKAGES = ("transformer-copilot", "torch", "transformers", "peft", "accelerate")
 
 
-def build_info() -> dict[str, Any]:
-    """The build facts baked into `copilot._C`, or why it could not be imported.
+def build_info() -> dict[str, str]:
+    """Which kernels run in this process, and how those of the compiled extension were built.
 
-    With the extension: `version`, `torch`, `cuda_arch_list`, `compiler`, `cxx_standard`, `build_type`.
-    Without it: `extension` = "absent" and `reason`.
+    `kernels` ("compiled" or "reference"); `cpu_kernels`, the instruction set in use, or `reason`, why it is the
+    reference; and, where there is a binary, `version`, `torch`, `python`, `compiler`, `cxx_standard`, `build_type` and
+    `cuda_arch_list` of its build.
     """
-    try:
-        import copilot._C as extension
-    except ImportError as error:
-        return {"extension": "absent", "reason": str(error)}
-    return dict(extension.build_info())
+    if extension.NOT_LOADED_BECAUSE is not None:
+        return {"kernels": "reference", "reason": extension.NOT_LOADED_BECAUSE, **extension.built_with()}
+    import copilot._C
+
+    return {"kernels": "compiled", "cpu_kernels": copilot._C.cpu_kernels(), **extension.built_with()}
 
 
 def environment() -> dict[str, Any]:

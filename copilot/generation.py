@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, StaticLayer
 from copilot.cache import CopilotCache
 from copilot.config import CopilotConfig
 from copilot.model import CopilotModel
-from copilot.ops import pool_layers, rectify
+from copilot.ops import mistake_cross_entropy, pool_layers, rectify
 from copilot.ops.rectify import check_strength
 from copilot.ops.reference import predicted_mistake
 from copilot.tap import Tapped
@@ -73,10 +73,12 @@ class RectifiedGeneration(GenerationMixin):
             strength: lambda > 0.
         """
         k, config = self.config.candidates, self.config
-        prob = logits.float().softmax(-1)
-        top_prob, top_index = (prob, None) if k is None else prob.topk(k, dim=-1)
+        # Only p^ is read, which is the same whatever the true token is.
+        anything = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        _, mistakes = mistake_cross_entropy(logits, anything, k, ignore_index=None)
+        top_prob, top_index = mistakes.top_prob, mistakes.top_index
         if context is not None:
-            if torch.isnan(prob).any():
+            if torch.isnan(top_prob).any():
                 raise FloatingPointError("the Pilot's logits for the prompt are NaN")
             width = context.shape[1]
             if cache.context_mask is None:
@@ -104,9 +106,7 @@ class RectifiedGeneration(GenerationMixin):
         )[:, 0]
         value = -top_prob
         if config.feedback == "predicted":
-            # Not 1 - sum(top_prob), which is rounding noise where the candidates hold all the mass.
-            rest = torch.zeros_like(prob) if top_index is None else prob.scatter(-1, top_index, 0.0)
-            value, _ = predicted_mistake(top_prob, rest.sum(-1), delta, config.rectifier)
+            value, _ = predicted_mistake(top_prob, mistakes.rest_mass, delta, config.rectifier)
         cache.feedback = {"value": value} if top_index is None else {"index": top_index, "value": value}
         return self._rectify(logits, delta, top_index, strength)
 

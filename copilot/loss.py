@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from copilot.cache import CopilotCache
 from copilot.mistake_log import Round
 from copilot.model import CopilotModel
-from copilot.ops import Mistakes, candidate_loss, mistake_cross_entropy
+from copilot.ops import Mistakes, candidate_loss, mistake_cross_entropy, pool_layers
 from copilot.ops.reference import predicted_mistake
 from copilot.tap import Tapped
 
@@ -78,20 +78,26 @@ class PilotPass:
     context_ids: Tensor | None
     context: Tensor | None
 
-    def supervised_rows(self) -> Tensor:
-        """(M,) int64: where the supervised positions are in the flattened logits."""
-        return self.supervision.source[:, -self.logits.shape[1] :].flatten().nonzero().squeeze(1)
+    def supervised_rows(self, positions: int) -> Tensor:
+        """(M,) int64: where the supervised positions are in a flattened tensor (B, positions, ...) of the last ones."""
+        return self.supervision.source[:, -positions:].flatten().nonzero().squeeze(1)
 
     def supervised_logits(self) -> Tensor:
-        """(M, V)."""
-        return self.logits.flatten(0, 1)[self.supervised_rows()]
+        """(M, V), a new copy each time."""
+        return self.logits.flatten(0, 1)[self.supervised_rows(self.logits.shape[1])]
+
+    def pooled(self, pooling: str) -> Tensor:
+        """(M, d) Pool of Eq. 6 at the supervised positions."""
+        hidden = self.tapped.hidden
+        return pool_layers(hidden, self.supervised_rows(hidden[0].shape[1]), pooling=pooling)
 
 
 def pilot_loss(logits: Tensor, supervision: Supervision, k: int | None) -> tuple[Tensor, Mistakes]:
     """Cross-entropy of the supervised tokens and their mistakes.
 
     Args:
-        logits: (M, V) the Pilot's logits at the supervised positions.
+        logits: (M, V) the Pilot's logits at the supervised positions, a copy for this call: the backward may overwrite
+            it (`PilotPass.supervised_logits` makes a new one each time).
         supervision: of the same batch.
         k: how many of the Pilot's most likely tokens to keep; None keeps all.
 
@@ -101,7 +107,7 @@ def pilot_loss(logits: Tensor, supervision: Supervision, k: int | None) -> tuple
     Raises:
         FloatingPointError: the logits give a loss that is not finite.
     """
-    losses, mistakes = mistake_cross_entropy(logits, supervision.target, k, ignore_index=IGNORE_INDEX)
+    losses, mistakes = mistake_cross_entropy(logits, supervision.target, k, ignore_index=None, overwrite_logits=True)
     bad = int((~torch.isfinite(losses.detach())).sum())
     if bad:
         raise FloatingPointError(

@@ -119,7 +119,10 @@ class MistakeLog:
         if "mistakes.top_index" not in tensors:
             tensors["mistakes.top_prob"] = tensors["mistakes.top_prob"].half()  # a whole vocabulary a token
         narrow = {name: value.int() if value.dtype == torch.int64 else value for name, value in tensors.items()}
-        return Round.from_tensors({name: value.detach().cpu().clone() for name, value in narrow.items()})
+        # What no conversion has copied yet is copied here: the log shares nothing with its caller.
+        given = round_.tensors()
+        kept = {name: value.detach().to("cpu", copy=value is given.get(name)) for name, value in narrow.items()}
+        return Round.from_tensors(kept)
 
     def draw(self, device: torch.device | str = "cpu") -> Round:
         """One of the kept rounds, each equally likely, with float32 states and int64 indices on `device`.

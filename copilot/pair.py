@@ -97,7 +97,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         supervision = Supervision.causal(labels, attention_mask)
         # From the first supervised position on; in eval mode the caller gets logits for every position.
         keep = labels.shape[1] - int(supervision.source.any(0).int().argmax()) if self.training else labels.shape[1]
-        with self.tap(tail=keep) as tapped:
+        with self.tap() as tapped:
             outputs = self.pilot(
                 input_ids=input_ids,
                 inputs_embeds=inputs_embeds,

@@ -22,7 +22,7 @@ from copilot.generation import RectifiedGeneration
 from copilot.loss import PilotPass, copilot_loss, pilot_loss, predict
 from copilot.mistake_log import MistakeLog, Round
 from copilot.model import CopilotModel
-from copilot.ops import Mistakes, pool_layers
+from copilot.ops import Mistakes
 from copilot.tap import PilotTap, embed
 
 
@@ -194,12 +194,11 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
     def losses(self, passed: PilotPass, strength: float, num_items_in_batch: Tensor | int | None) -> PairOutput:
         """Both losses of a batch from the Pilot's forward; see `forward`."""
         logits, supervision = passed.logits, passed.supervision
-        n = logits.shape[1]
-        rows = passed.supervised_rows()
+        rows = passed.supervised_rows(logits.shape[1])
         losses, mistakes = pilot_loss(passed.supervised_logits(), supervision, self.config.candidates)
         round_ = Round(
             mistakes=mistakes,
-            hidden=pool_layers([h[:, -n:] for h in passed.tapped.hidden], rows, pooling=self.config.pooling),
+            hidden=passed.pooled(self.config.pooling),
             lengths=supervision.source.sum(1),
             visible=supervision.visible,
             context_lengths=supervision.context.sum(1),

@@ -1,20 +1,24 @@
-"""The package builds: facts of the compiled extension, contents of the wheel."""
+"""The package builds: facts of the compiled extension, what is said when it cannot be used, contents of the wheel."""
 
 import importlib.metadata
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
-from copilot.environment import build_info
+import copilot
+from copilot import build_info
+from copilot.ops import extension
 
 ROOT = Path(__file__).parents[1]
 BUILD = build_info()
 
-needs_extension = pytest.mark.skipif(BUILD.get("extension") == "absent", reason=f"no extension: {BUILD.get('reason')}")
+needs_extension = pytest.mark.skipif("version" not in BUILD, reason=f"no extension: {BUILD.get('reason')}")
 
 
 @needs_extension
@@ -31,13 +35,90 @@ def test_extension_was_built_with_a_supported_torch() -> None:
 @needs_extension
 def test_extension_names_its_compiler_standard_and_build_type() -> None:
     assert BUILD["compiler"].split()[0] in ("GCC", "Clang")
-    assert BUILD["cxx_standard"] >= 201703
+    assert int(BUILD["cxx_standard"].rstrip("L")) >= 201703
     assert BUILD["build_type"] in ("release", "debug")
 
 
 @needs_extension
 def test_extension_without_kernels_for_cuda_lists_no_architecture() -> None:
-    assert BUILD["cuda_arch_list"] is None
+    assert BUILD["cuda_arch_list"] == "none"
+
+
+def test_the_kernels_in_use_are_named() -> None:
+    if extension.LOADED:
+        assert BUILD["kernels"] == "compiled"
+        assert BUILD["cpu_kernels"] in ("AVX-512", "AVX2", "portable")
+    else:
+        assert BUILD["kernels"] == "reference"
+        assert BUILD["reason"]
+
+
+@needs_extension
+def test_a_binary_tells_what_it_was_built_with_though_it_cannot_be_loaded(tmp_path: Path) -> None:
+    (binary, *_) = Path(copilot.__file__).parent.glob("_C.*")
+    (tmp_path / "_C.of-another-python.so").write_bytes(b"no ELF file" + binary.read_bytes()[16:])
+    facts = extension.built_with(tmp_path)
+    assert facts["torch"] == BUILD["torch"]
+    assert facts["python"] == BUILD["python"]
+    assert set(facts) == {"version", "torch", "python", "compiler", "cxx_standard", "build_type", "cuda_arch_list"}
+
+
+def test_without_a_binary_nothing_was_built(tmp_path: Path) -> None:
+    assert extension.built_with(tmp_path) == {}
+
+
+def test_a_binary_without_facts_is_one_of_an_unknown_build(tmp_path: Path) -> None:
+    (tmp_path / "_C.so").write_bytes(b"anything")
+    assert extension.built_with(tmp_path) == {}
+
+
+def load_with_message(monkeypatch: pytest.MonkeyPatch) -> tuple[str | None, str]:
+    """Why loading failed, and the text of its only warning."""
+    monkeypatch.delenv("COPILOT_KERNELS", raising=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        problem = extension._load()
+    (warning,) = caught
+    return problem, str(warning.message)
+
+
+@needs_extension
+def test_a_failed_import_says_once_what_was_built_what_was_found_and_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "copilot._C", None)
+    problem, message = load_with_message(monkeypatch)
+    assert problem is not None
+    assert problem in message
+    assert f"Built with: copilot {BUILD['version']}, torch {BUILD['torch']}, Python {BUILD['python']}" in message
+    assert f"Found: torch {torch.__version__}, Python {sys.version.split()[0]}" in message
+    assert "Fix: pip install " in message
+    assert "COPILOT_KERNELS=reference" in message
+
+
+def test_a_missing_binary_is_an_unknown_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "copilot._C", None)
+    monkeypatch.setattr(extension, "built_with", dict)
+    assert "Built with: unknown. Found: torch" in load_with_message(monkeypatch)[1]
+
+
+@pytest.mark.skipif(not extension.LOADED, reason="needs the kernels")
+def test_a_binary_that_lacks_an_operator_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "OPERATORS", (*extension.OPERATORS, "of_the_next_version"))
+    problem, message = load_with_message(monkeypatch)
+    assert problem == "the binary is of another version, without of_the_next_version"
+    assert problem in message
+
+
+def test_the_reference_is_chosen_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COPILOT_KERNELS", "reference")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert extension._load() == "COPILOT_KERNELS=reference"
+
+
+def test_an_unknown_choice_of_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COPILOT_KERNELS", "fastest")
+    with pytest.raises(ValueError, match=r"^COPILOT_KERNELS .*'fastest'"):
+        extension._load()
 
 
 @needs_extension

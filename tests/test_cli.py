@@ -133,6 +133,7 @@ def test_flags_reach_the_copilots_configuration(save_pilot, rows_file, tmp_path)
         "visibility": "previous",
         "pooling": "max",
         "context_layers": "every",
+        "context_norm": False,
         "head": "tied",
         "error_in": "factored",
     }

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import outputs_with
 from test_ops_rectify_sample import MODES, WARPINGS, draw, modes, random_case
 from torch import Tensor
 
-from copilot.ops import extension, rectify_sample, reference_sampling
+from copilot.ops import extension, rectify, rectify_sample, reference_sampling
 
 pytestmark = pytest.mark.skipif(not extension.LOADED, reason="no compiled kernels")
 
@@ -65,6 +64,20 @@ def test_every_vocabulary_is_drawn_from_as_by_the_reference(rectifier, fusion, w
 def test_large_vocabularies_are_drawn_from_as_by_the_reference(warping, vocabulary, k):
     logits, delta, index = random_case(2, vocabulary, k)
     assert_drawn_as_by_reference(logits, delta, index=index, **warping)
+
+
+@modes
+@pytest.mark.parametrize("k", [None, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_row_that_is_drawn_from_is_that_of_rectify_to_the_last_bit(rectifier, fusion, k, dtype):
+    """In half precision many tokens are equal."""
+    logits, delta, index = random_case(9, 3001, k, mode=(rectifier, fusion))
+    logits = logits.to(dtype)
+    options = {"index": index, "rectifier": rectifier, "fusion": fusion}
+    log_p = rectify(logits, delta, 0.3, **options)
+    token, log_prob = draw(logits, delta, 0.3, **options, **GREEDY)
+    assert torch.equal(token, log_p.argmax(-1))
+    assert torch.equal(log_prob, log_p.amax(-1))
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -140,7 +153,7 @@ def test_strided_rows_draw_what_contiguous_ones_draw(rectifier, fusion, dtype, k
 @pytest.mark.parametrize("rectifier", ["simplex", "linear"])
 @pytest.mark.parametrize("k", [None, 30])
 def test_the_number_of_threads_changes_no_bit(warping, rectifier, k):
-    """One row is split over the vocabulary, more rows over the rows."""
+    """p~ of few rows is split over the vocabulary, that of more over the rows."""
     logits, delta, index = random_case(4, 70_000, k, mode=(rectifier, "probability"))
     threads = torch.get_num_threads()
     drawn = []
@@ -157,12 +170,24 @@ def test_the_number_of_threads_changes_no_bit(warping, rectifier, k):
         assert torch.equal(log_prob, drawn[1][1][: len(token)])
 
 
-@pytest.mark.parametrize("instructions", ["avx2", "portable"])
-def test_every_instruction_set_draws_as_the_reference(instructions):
-    tests = "large_top_k or last_bits or every_vocabulary and 4097"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests, __file__]
-    ran = subprocess.run(command, env=os.environ | {"COPILOT_CPU": instructions}, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout
+@pytest.mark.parametrize("instruction_set", ["avx2", "portable"])
+def test_other_instruction_sets_draw_as_the_reference(instruction_set, tmp_path: Path):
+    calls, expected = [], []
+    for mode in MODES:
+        for k in (None, 30):
+            logits, delta, index = random_case(20, 1001, k, mode=mode)
+            index = None if index is None else index.contiguous()
+            for warping in (GREEDY, *WARPINGS, {"top_k": 700}):
+                numbers = ({"temperature": 1.0, "top_k": None, "top_p": None} | warping).values()
+                arguments = logits, delta, index, 0.5, *mode, *numbers, torch.tensor(5), torch.tensor(0)
+                calls.append(("rectify_sample", arguments))
+                options = {"index": index, "rectifier": mode[0], "fusion": mode[1]} | warping
+                expected.append(drawn_by_reference(logits, delta, **options))
+    name, *outputs = outputs_with(instruction_set, calls, tmp_path)
+    assert name in (instruction_set.upper(), "portable")  # portable too where the processor has no AVX2
+    for (token, log_prob), (expected_token, expected_log_prob) in zip(outputs, expected, strict=True):
+        assert torch.equal(token, expected_token)
+        torch.testing.assert_close(log_prob, expected_log_prob, atol=4e-6, rtol=1e-6)
 
 
 OPCHECKED = [
@@ -203,11 +228,15 @@ def test_it_compiles_without_a_break(k):
     ("change", "named"),
     [
         ({"pilot_logits": torch.zeros(4, 10, dtype=torch.float64)}, "pilot_logits"),
-        ({"pilot_logits": torch.zeros(4, 0)}, "pilot_logits"),
+        ({"pilot_logits": torch.zeros(4, 0), "delta": torch.zeros(4, 0)}, "pilot_logits"),
         ({"delta": torch.zeros(3, 10)}, "delta"),
         ({"delta": torch.zeros(4, 9)}, "delta"),
-        ({"index": torch.zeros(4, 9, dtype=torch.long)}, "delta and index"),
+        ({"index": torch.zeros(4, 9, dtype=torch.long)}, "delta"),
+        ({"index": torch.zeros(4, 10)}, "index"),
+        ({"delta": torch.zeros(4, 10).half(), "index": torch.zeros(4, 10, dtype=torch.long)}, "delta"),
         ({"index": torch.full((4, 10), 10)}, "index"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e-40}, "temperature"),
         ({"seed": torch.zeros(2, dtype=torch.long)}, "seed"),
         ({"offset": torch.zeros(1)}, "offset"),
     ],

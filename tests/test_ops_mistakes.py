@@ -262,6 +262,24 @@ def test_the_simplex_loss_and_gradient_stay_finite_for_a_large_delta(loss, size)
 
 @objectives
 @pytest.mark.parametrize("k", [None, 7])
+def test_a_token_without_probability_may_have_any_delta(rectifier, loss, k):
+    """In the log's half precision it is most of the vocabulary."""
+    logits, target = random_rows(targets="likely")
+    _, mistakes = mistake_cross_entropy(logits, target, k)
+    gone = mistakes.top_prob.argmin(1, keepdim=True)
+    mistakes = replace(mistakes, top_prob=mistakes.top_prob.scatter(1, gone, 0.0))
+    delta = random_delta(k).scatter(1, gone, 200.0).requires_grad_()
+    value = candidate_loss(mistakes, delta, rectifier=rectifier, loss=loss)
+    value.sum().backward()
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(delta.grad).all()
+    if rectifier == "simplex":
+        other = candidate_loss(mistakes, delta.scatter(1, gone, -200.0), loss=loss)
+        torch.testing.assert_close(value, other)
+
+
+@objectives
+@pytest.mark.parametrize("k", [None, 7])
 def test_a_very_confident_pilot_leaves_the_loss_finite(rectifier, loss, k):
     logits, target = random_rows(targets="unlikely", spread=40.0)
     _, mistakes = mistake_cross_entropy(logits, target, k)

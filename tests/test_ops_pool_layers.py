@@ -86,3 +86,24 @@ def test_strided_states_are_pooled_like_contiguous_ones(pooling):
 def test_a_wrong_argument_is_named(hidden, pooling, named):
     with pytest.raises(ValueError, match=f"^{named}"):
         pool_layers(hidden, pooling=pooling)
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(1, 1, dtype=torch.long), torch.zeros(1), torch.ones(2, dtype=torch.bool)])
+def test_rows_that_are_no_vector_of_int64_are_refused(rows):
+    with pytest.raises(ValueError, match=r"^rows"):
+        pool_layers([torch.zeros(2, 3)], rows)
+
+
+@pytest.mark.parametrize("row", [2, 2**40])
+def test_a_row_that_is_not_there_is_refused(row):
+    with pytest.raises((IndexError, RuntimeError)):
+        pool_layers([torch.zeros(2, 3)], torch.tensor([row]))
+
+
+@poolings
+def test_the_pooled_states_are_differentiable(pooling):
+    hidden = [state.requires_grad_() for state in layers(3)]
+    pool_layers(hidden, torch.tensor([3, 7, 7]), pooling=pooling).sum().backward()
+    total = torch.stack([state.grad for state in hidden]).sum(0).flatten(0, 1).sum(1)
+    each = 6.0 if pooling != "sum" else 18.0
+    torch.testing.assert_close(total[[0, 3, 7]], torch.tensor([0.0, each, 2 * each]))

@@ -74,7 +74,7 @@ def zeros_case() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("rectifier", "warping"), [*(("simplex", warping) for warping in WARPINGS), ("linear", {})], ids=str
+    ("rectifier", "warping"), [("simplex", {}), ("simplex", WARPINGS[-1]), ("linear", {})], ids=str
 )
 def test_a_million_draws_have_the_frequencies_of_the_distribution(rectifier, warping):
     logits, delta = zeros_case() if rectifier == "linear" else random_case(1, 40, seed=3)[:2]
@@ -169,7 +169,7 @@ def test_temperature_zero_takes_the_argmax_of_rectify(rectifier, fusion, k, dtyp
     log_p = rectify(logits, delta, 0.5, **options)
     token, log_prob = draw(logits, delta, temperature=0.0, top_k=1, top_p=0.1, **options)
     assert torch.equal(token, log_p.argmax(-1))
-    torch.testing.assert_close(log_prob, log_p.amax(-1), atol=2e-6, rtol=1e-6)
+    assert torch.equal(log_prob, log_p.amax(-1))
 
 
 @pytest.mark.parametrize("vocabulary", [5, 100, 5000])

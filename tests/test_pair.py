@@ -222,6 +222,16 @@ def test_the_pilots_loss_never_reaches_the_copilot(kind, table):
 
 
 @both_kinds
+def test_the_backward_leaves_the_logits_of_the_pilot_alone(kind):
+    """It writes over a copy of the supervised ones."""
+    pair = random_pair(kind).train()
+    passed = pair.pilot_pass(**batch_of_rows(kind, ROWS))
+    before = passed.logits.detach().clone()
+    pair.losses(passed, 1.0, None).loss.backward()
+    assert torch.equal(passed.logits, before)
+
+
+@both_kinds
 def test_the_pilot_learns_as_if_there_were_no_copilot(kind):
     pair = random_pair(kind).train()
     batch = batch_of_rows(kind, ROWS)

@@ -78,6 +78,7 @@ def test_every_intermediate_result_is_a_whole_number_above_zero(problems: Arithm
     for example in problems.train:
         equation = example.completion.removeprefix(" X=")
         opened = []
+        equation = f"({equation})"
         for position, character in enumerate(equation):
             if character == "(":
                 opened.append(position)
@@ -93,7 +94,7 @@ def test_equations_have_one_form_and_are_short(problems: ArithmeticProblems) -> 
         for example in split:
             assert re.fullmatch(r" X=[\d()+\-*/]+", example.completion)
             assert len(example.completion) <= 25
-            assert example.completion.count("(") == len(re.findall(r"[+\-*/]", example.completion))
+            assert example.completion.count("(") == len(re.findall(r"[+\-*/]", example.completion)) - 1
 
 
 def test_every_operand_of_the_equation_is_told_in_the_question(problems: ArithmeticProblems) -> None:
@@ -119,7 +120,7 @@ def test_grades_are_balanced_in_every_split(problems: ArithmeticProblems) -> Non
 
 def test_higher_grades_take_more_operations_on_average(problems: ArithmeticProblems) -> None:
     def mean_operations(grade: int) -> float:
-        counts = [example.completion.count("(") for example in problems.train if example.grade == grade]
+        counts = [example.completion.count("(") + 1 for example in problems.train if example.grade == grade]
         return sum(counts) / len(counts)
 
     means = [mean_operations(grade) for grade in GRADES]
@@ -140,8 +141,9 @@ def test_grades_are_mixed_from_the_start(problems: ArithmeticProblems) -> None:
         assert {example.grade for example in split[:40]} == set(GRADES)
 
 
-def test_the_stories_are_several_dozen() -> None:
-    assert sum(len(story.train) for story in STORIES) >= 72
+def test_every_story_has_several_wordings_in_each_split() -> None:
+    for story in STORIES:
+        assert [len(set(wordings)) for wordings in (story.train, story.validation, story.test)] == [8, 3, 3]
     assert Counter(story.grade for story in STORIES) == dict.fromkeys(GRADES, 6)
 
 

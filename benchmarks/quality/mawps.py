@@ -105,7 +105,8 @@ def fresh_pilot(args):
     return pilot.requires_grad_(False)
 
 
-def add_lora(pilot) -> None:
+def add_lora(pilot, seed: int) -> None:
+    torch.manual_seed(seed)
     pilot.add_adapter(LoraConfig(r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear"))
 
 
@@ -124,6 +125,17 @@ def measure(pair, tokenizer, splits, strength: float) -> dict:
         "nll": [round(value, 6) for value in scored.nll.tolist()],
         "tokens": scored.tokens.tolist(),
     }
+
+
+def trained_longer(extra: float, rows, collate, steps: int, splits, args, tokenizer, seed: int) -> dict:
+    """Scores of a Pilot alone after (1 + extra) times as many steps."""
+    torch.manual_seed(seed)
+    pair = PilotCopilotForCausalLM.from_pilot(fresh_pilot(args))
+    add_lora(pair.pilot, seed)
+    train(pair, {}, rows, collate, round(steps * (1 + extra)), args, seed)
+    cast_weights(pair.pilot, torch.bfloat16)
+    pair.mistake_log = None
+    return measure(pair, tokenizer, splits, 0.0)
 
 
 def run_seed(seed: int, args, tokenizer) -> dict:
@@ -148,10 +160,8 @@ def run_seed(seed: int, args, tokenizer) -> dict:
     pilot = fresh_pilot(args)
     pairs = {name: PilotCopilotForCausalLM.from_pilot(pilot, **ARMS[name]) for name in args.arms}
     first = pairs[args.arms[0]]
-    torch.manual_seed(seed)
-    add_lora(pilot)
+    add_lora(pilot, seed)
     seconds = train(first, pairs, rows, collate, steps, args, seed)
-    trained = {name: tensor.clone() for name, tensor in pilot.state_dict().items()}
     cast_weights(pilot, torch.bfloat16)  # two and a half times faster on CPUs that have it, and the same for every arm
     result = {"seed": seed, "steps": steps, "training_seconds": seconds, "arms": {}, "calibration": {}}
     for name, pair in pairs.items():
@@ -170,13 +180,9 @@ def run_seed(seed: int, args, tokenizer) -> dict:
     for name, pair in pairs.items():
         result["arms"][name] = measure(pair, tokenizer, splits, pair.config.strength)
 
-    # The same Pilot, trained on for the time the Copilot took.
-    cast_weights(pilot, torch.float32)
-    pilot.load_state_dict(trained)
+    # A Pilot from the same start, its one schedule longer by the share of time that the Copilot took.
     extra = seconds[args.arms[0]] / seconds["pilot"]
-    train(first, {}, rows, collate, round(steps * extra), args, seed + 1)
-    cast_weights(pilot, torch.bfloat16)
-    result["arms"]["pilot_extra_compute"] = measure(first, tokenizer, splits, 0.0)
+    result["arms"]["pilot_extra_compute"] = trained_longer(extra, rows, collate, steps, splits, args, tokenizer, seed)
     result["extra_compute"] = extra
     result["seconds"] = time.time() - started
     return result

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from copilot.ops import reference
+from copilot.ops import extension, reference
 from copilot.ops.mistakes import Mistakes
 from copilot.ops.rectify import RECTIFIERS, check_choice
 
@@ -48,4 +51,34 @@ def candidate_loss(mistakes: Mistakes, delta: Tensor, *, rectifier: str = "simpl
         raise ValueError(
             f"delta must be {tuple(mistakes.top_prob.shape)}, as the kept tokens; got {tuple(delta.shape)}"
         )
-    return reference.candidate_loss(mistakes, delta, rectifier, loss)
+    if not (extension.applies(delta) and extension.applies(mistakes.top_prob)):
+        return reference.candidate_loss(mistakes, delta, rectifier, loss)
+    rows = [extension.adjacent(tensor) for tensor in (delta, mistakes.top_prob)]
+    index = None if mistakes.top_index is None else mistakes.top_index.long().contiguous()
+    columns = [value.float().contiguous() for value in (mistakes.target_prob, mistakes.rest_mass, mistakes.rest_square)]
+    target = mistakes.target.long().contiguous()
+    losses, _ = torch.ops.copilot.candidate_loss(*rows, index, target, *columns, rectifier, loss)
+    return losses
+
+
+if extension.LOADED:
+
+    @torch.library.register_fake("copilot::candidate_loss")
+    def _(delta: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        rows = delta.shape[0]
+        return delta.new_empty(rows, dtype=torch.float32), delta.new_empty(rows, 3, dtype=torch.float32)
+
+    @torch.library.register_fake("copilot::candidate_loss_backward")
+    def _(upstream: Tensor, gradient: Tensor, delta: Tensor, *_: Any) -> Tensor:
+        return delta.new_empty(delta.shape)
+
+    def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        delta, top_prob, top_index, target, *_, rectifier, loss = inputs
+        ctx.objective = rectifier, loss
+        ctx.save_for_backward(output[1], delta, top_prob, top_index, target)
+
+    def _backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        backward = torch.ops.copilot.candidate_loss_backward
+        return backward(upstream.contiguous(), *ctx.saved_tensors, *ctx.objective), *[None] * 8
+
+    torch.library.register_autograd("copilot::candidate_loss", _backward, setup_context=_save)

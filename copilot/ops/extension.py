@@ -1,40 +1,88 @@
-"""The compiled kernels: loaded on import when they are there and wanted."""
+"""The compiled kernels: loaded on import when they are there and wanted, else one warning and the reference."""
 
 from __future__ import annotations
 
 import os
-import sys
+import platform
 import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OPERATORS = (
+    "candidate_loss",
+    "candidate_loss_backward",
+    "mistake_cross_entropy",
+    "mistake_cross_entropy_backward",
+    "mistake_cross_entropy_backward_",
+    "pool_layers",
+    "rectify",
+    "rectify_sample",
+)
+FIX = "pip install --force-reinstall --no-deps --no-build-isolation . in a checkout"
+_PACKAGE = Path(__file__).parents[1]
+_BUILT_WITH = b"copilot._C, built with\n"  # of csrc/torch/module.cpp
 
 
-def _load() -> bool:
+def built_with(package: Path = _PACKAGE) -> dict[str, str]:
+    """The facts that the binary in a folder was built with, whether it can be loaded or not; empty without a binary.
+
+    They are read from the file itself, which no copy, wheel or editable install can separate from them.
+    """
+    binaries = sorted(package.glob("_C.*"), key=lambda path: path.name.removeprefix("_C") not in EXTENSION_SUFFIXES)
+    if not binaries:
+        return {}
+    _, _, facts = binaries[0].read_bytes().partition(_BUILT_WITH)
+    lines = facts.partition(b"\0")[0].decode().splitlines()
+    return dict(line.split(": ", 1) for line in lines)
+
+
+def _import_kernels() -> str | None:
+    """Register torch.ops.copilot; what is wrong with the binary, or None."""
+    try:
+        import copilot._C  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.copilot, name)]
+    return f"the binary is of another version, without {', '.join(missing)}" if missing else None
+
+
+def _message(problem: str) -> str:
+    """What was built, what was found, and the fix."""
+    facts = built_with()
+    built = "copilot {version}, torch {torch}, Python {python}, {compiler}".format(**facts) if facts else "unknown"
+    return (
+        f"copilot's compiled kernels cannot be used: {problem}. Built with: {built}. Found: torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {platform.machine()}. Fix: {FIX}. Until then the slower plain torch "
+        "reference runs; COPILOT_KERNELS=reference chooses it without this warning."
+    )
+
+
+def _load() -> str | None:
+    """Load the kernels if they are wanted; why the reference runs instead, or None."""
     choice = os.environ.get("COPILOT_KERNELS", "compiled")
     if choice not in ("compiled", "reference"):
         raise ValueError(f"COPILOT_KERNELS must be 'compiled' or 'reference'; got {choice!r}")
     if choice == "reference":
-        return False
-    try:
-        import copilot._C  # noqa: F401  (registers torch.ops.copilot)
-    except ImportError as error:
-        warnings.warn(
-            f"copilot's compiled kernels could not be loaded ({error}). They need torch 2.11 or later and the Python "
-            f"they were built with; found torch {torch.__version__}, Python {sys.version.split()[0]}. Rebuild: "
-            "pip install --force-reinstall --no-deps --no-build-isolation . in a checkout. The plain torch reference "
-            "runs instead; COPILOT_KERNELS=reference chooses it without this warning.",
-            stacklevel=2,
-        )
-        return False
-    return True
+        return "COPILOT_KERNELS=reference"
+    problem = _import_kernels()
+    if problem is not None:
+        warnings.warn(_message(problem), stacklevel=2)
+    return problem
 
 
-LOADED = _load()
+NOT_LOADED_BECAUSE = _load()
+LOADED = NOT_LOADED_BECAUSE is None
 
 
 def applies(tensor: Tensor) -> bool:
     """Whether the compiled kernels take this tensor; the reference takes the others."""
     return LOADED and tensor.device.type == "cpu" and tensor.dtype in DTYPES
+
+
+def adjacent(rows: Tensor) -> Tensor:
+    """The tensor with adjacent elements in its last dimension: itself, or a copy."""
+    return rows if rows.stride(-1) == 1 else rows.contiguous()

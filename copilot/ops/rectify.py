@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from copilot.ops import reference
+from copilot.ops import extension, reference
 
 RECTIFIERS = ("simplex", "linear")
 FUSIONS = ("probability", "logit")
@@ -41,7 +43,8 @@ def rectify(
     | simplex   | softmax(z + delta) - p^ | (1 - lambda) p^ + lambda softmax(z + delta)               |
     | linear    | delta                   | max(p^ + lambda delta, 0), renormalised; p^ where all are 0 |
 
-    `fusion="logit"` gives softmax(z + lambda delta) for both. delta = 0 gives log_softmax(z) to the last bit.
+    `fusion="logit"` gives softmax(z + lambda delta) for both. delta = 0 gives the same log_softmax(z), to the last bit,
+    in every mode and at any strength.
 
     Args:
         pilot_logits: (..., V) z, float32, bfloat16 or float16. Entries of -inf stay -inf; a row with NaN becomes NaN.
@@ -67,4 +70,85 @@ def rectify(
     if index is not None and (delta.shape != index.shape or index.shape[:-1] != pilot_logits.shape[:-1]):
         expected = (*pilot_logits.shape[:-1], "k")
         raise ValueError(f"delta and index must both be {expected}; got {tuple(delta.shape)} and {tuple(index.shape)}")
-    return reference.rectify(pilot_logits, delta, strength, index, rectifier, fusion)
+    if not (extension.applies(pilot_logits) and extension.applies(delta)):
+        return reference.rectify(pilot_logits, delta, strength, index, rectifier, fusion)
+    rows, delta = _rows(pilot_logits), _rows(delta)
+    if index is not None:
+        delta, index = delta.float().contiguous(), _rows(index).contiguous()
+    return torch.ops.copilot.rectify(rows, delta, index, float(strength), rectifier, fusion).view_as(pilot_logits)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(..., n) as (N, n), each row adjacent."""
+    flat = tensor if tensor.dim() == 2 else tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+# The gradient, from g, that of log p~. With p = softmax(z) and q = softmax(z + delta):
+#   simplex  g is shared between the two terms of the mixture, a_v = g_v (1 - lambda) p_v / p~_v and b_v = g_v - a_v:
+#            grad z = g - p sum(a) - q sum(b), grad delta = b - q sum(b)
+#   logit    q = softmax(z + lambda delta): grad z = g - q sum(g), grad delta = lambda grad z
+#   linear   r = p + lambda delta, of the entries that are not clamped, and T = sum(r): d_v = g_v / r_v - sum(g) / T
+#            grad z = p (d - sum(p d)), grad delta = lambda d; a row that falls back to p^ has grad z = g - p sum(g)
+# A clamped entry stays at -inf when z and delta change a little: its g counts for nothing.
+
+
+def _log_odds(strength: float) -> float:
+    return math.log(strength / (1 - strength)) if 0 < strength < 1 else math.copysign(math.inf, strength - 0.5)
+
+
+def _simplex_gradients(z: Tensor, delta: Tensor, strength: float, g: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = z.log_softmax(-1)
+    log_total = (log_p + delta).logsumexp(-1, keepdim=True)
+    of_q = delta - log_total + _log_odds(strength)  # log(lambda q / ((1 - lambda) p)), also where p = q = 0
+    a, b = g * (-of_q).sigmoid(), g * of_q.sigmoid()
+    through_q = (log_p + delta - log_total).exp() * b.sum(-1, keepdim=True)
+    return g - log_p.exp() * a.sum(-1, keepdim=True) - through_q, b - through_q
+
+
+def _logit_gradients(z: Tensor, delta: Tensor, strength: float, g: Tensor) -> tuple[Tensor, Tensor]:
+    grad_z = g - (z + strength * delta).softmax(-1) * g.sum(-1, keepdim=True)
+    return grad_z, strength * grad_z
+
+
+def _linear_gradients(z: Tensor, delta: Tensor, strength: float, g: Tensor) -> tuple[Tensor, Tensor]:
+    p = z.softmax(-1)
+    r = torch.where(z.isneginf(), 0.0, (p + strength * delta).clamp(min=0.0))
+    total = r.sum(-1, keepdim=True)
+    fallback = total == 0
+    active = r > 0
+    unchanged = (delta == 0) | fallback  # log p~ = log p^ - log T: r / p is 1 also where float32 holds p = 0
+    safe_r = torch.where(active, r, 1.0)
+    g = torch.where(active | unchanged, g, 0.0)
+    common = torch.where(active, g.sum(-1, keepdim=True) / torch.where(fallback, 1.0, total), 0.0)
+    pd = g * torch.where(unchanged, 1.0, p / safe_r) - p * common
+    return pd - p * pd.sum(-1, keepdim=True), strength * torch.where(active, g / safe_r - common, 0.0)
+
+
+_GRADIENTS = {"simplex": _simplex_gradients, "linear": _linear_gradients}
+
+
+if extension.LOADED:
+
+    @torch.library.register_fake("copilot::rectify")
+    def _(
+        pilot_logits: Tensor, delta: Tensor, index: Tensor | None, strength: float, rectifier: str, fusion: str
+    ) -> Tensor:
+        return pilot_logits.new_empty(pilot_logits.shape, dtype=torch.float32)
+
+    def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, float, str, str], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.strength, ctx.rectifier, ctx.fusion = inputs[3:]
+
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        pilot_logits, delta, index = ctx.saved_tensors
+        z, full = pilot_logits.float(), delta.float()
+        if index is not None:
+            full = torch.zeros_like(z).scatter(1, index, full)
+        gradients = _logit_gradients if ctx.fusion == "logit" else _GRADIENTS[ctx.rectifier]
+        grad_z, grad_delta = gradients(z, full, ctx.strength, grad)
+        if index is not None:
+            grad_delta = grad_delta.gather(1, index)
+        return grad_z.to(pilot_logits.dtype), grad_delta.to(delta.dtype), None, None, None, None
+
+    torch.library.register_autograd("copilot::rectify", _backward, setup_context=_save)

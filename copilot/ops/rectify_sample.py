@@ -28,12 +28,12 @@ def rectify_sample(
 ) -> tuple[Tensor, Tensor]:
     """The next token of every row and its log p~, straight from the Pilot's logits and delta.
 
-    For decoding loops of your own: an engine that holds z and delta of a step needs nothing of size (N, V) besides.
-    (`generate` of a pair samples with GenerationMixin, from `rectify`.)
+    For decoding loops of your own: an engine that holds z and delta of a step needs nothing of size (N, V) besides; the
+    CPU kernels hold one row of p~ a thread. (`generate` of a pair samples with GenerationMixin, from `rectify`.)
 
-    The distribution is p~ as `rectify` defines it, then temperature, top_k and top_p in this order, as the warpers of
-    transformers apply them to log p~: top-k keeps all ties of the k-th token; top-p keeps the smallest set whose mass
-    reaches top_p, at least one token, and of equal tokens those of smaller index.
+    The distribution is p~ as `rectify` gives it, to the last bit, then temperature, top_k and top_p in this order, as
+    the warpers of transformers apply them to log p~: top-k keeps all ties of the k-th token; top-p keeps the smallest
+    set whose mass reaches top_p, at least one token, and of equal tokens those of smaller index.
 
     A draw is a pure function of the row's distribution and of (seed, offset, row number, token): row i of a batch draws
     what it draws as row i of any other batch, whatever the other rows hold and however many threads there are. Change
@@ -46,8 +46,8 @@ def rectify_sample(
         index: (N, k) int64, the tokens that `delta` belongs to, distinct within a row; all others have delta = 0.
         rectifier: "simplex" or "linear".
         fusion: "probability" or "logit".
-        temperature: 0 takes the argmax of p~, of equal tokens the one of smallest index, and leaves top_k and top_p
-            aside; otherwise in [1e-30, 1e30].
+        temperature: 0 takes exactly the argmax of what `rectify` returns, of equal entries the one of smallest index,
+            and leaves top_k and top_p aside; otherwise in [1e-30, 1e30].
         top_k: how many tokens to keep, at least 1; None keeps all.
         top_p: the mass to keep, in (0, 1]; None and 1 keep all.
         seed: int64 tensor of one element, on the device of `pilot_logits`.
@@ -81,8 +81,9 @@ def rectify_sample(
     if not extension.applies(pilot_logits) or not extension.applies(delta):
         return reference_sampling.rectify_sample(pilot_logits, delta, strength, index, *numbers)
     pilot_logits, delta = (rows if rows.stride(1) == 1 else rows.contiguous() for rows in (pilot_logits, delta))
-    index = None if index is None else index.contiguous()
-    return torch.ops.copilot.rectify_sample(pilot_logits, delta, index, strength, *numbers)
+    if index is not None:
+        delta, index = delta.float().contiguous(), index.contiguous()
+    return torch.ops.copilot.rectify_sample(pilot_logits, delta, index, float(strength), *numbers)
 
 
 def check_inputs(pilot_logits: Tensor, delta: Tensor, index: Tensor | None) -> None:

@@ -28,13 +28,17 @@ def mistakes_of(log_prob: Tensor, target: Tensor, k: int | None) -> Mistakes:
     return Mistakes(target, top_index, top_prob, target_prob, rest.sum(1), rest.square().sum(1))
 
 
-def mistake_cross_entropy(logits: Tensor, labels: Tensor, k: int | None, ignore_index: int) -> tuple[Tensor, Mistakes]:
+def mistake_cross_entropy(
+    logits: Tensor, labels: Tensor, k: int | None, ignore_index: int | None
+) -> tuple[Tensor, Mistakes]:
     log_prob = F.log_softmax(logits.float(), dim=-1)
+    if ignore_index is None:
+        loss = -log_prob.gather(1, labels[:, None]).squeeze(1)
+        return loss, mistakes_of(log_prob.detach(), labels, k)
     loss = F.nll_loss(log_prob, labels, ignore_index=ignore_index, reduction="none")
-    with torch.no_grad():
-        rows = (labels != ignore_index).nonzero().squeeze(1)
-        kept = log_prob if len(rows) == len(labels) else log_prob[rows]
-        return loss, mistakes_of(kept.detach(), labels[rows], k)
+    rows = (labels != ignore_index).nonzero().squeeze(1)
+    kept = log_prob if len(rows) == len(labels) else log_prob[rows]
+    return loss, mistakes_of(kept.detach(), labels[rows], k)
 
 
 def log_mean(difference: Tensor, weight: float) -> Tensor:
@@ -85,9 +89,9 @@ def predicted_mistake(top_prob: Tensor, rest_mass: Tensor, delta: Tensor, rectif
         return delta, torch.ones_like(rest_mass)
     top_prob = top_prob.float()
     others = rest_mass > 0  # the tokens that are not kept, whose delta is 0
-    largest = delta.amax(1)
-    largest = torch.where(others, largest.clamp(min=0.0), largest)  # exp never overflows
-    weight = top_prob * (delta - largest[:, None]).exp()
+    largest = torch.where(top_prob > 0, delta, -torch.inf).amax(1)  # of the tokens that have a weight at all
+    largest = torch.where(others, largest.clamp(min=0.0), largest)
+    weight = top_prob * (delta - largest[:, None]).clamp(max=0.0).exp()  # exp never overflows
     unchanged = torch.where(others, -largest, -torch.inf).exp()
     # Divided by what the same sums give for delta = 0, so that f is exactly 0 there.
     total = (weight.sum(1) + rest_mass * unchanged) / (top_prob.sum(1) + rest_mass)
@@ -99,7 +103,7 @@ def at_target(mistakes: Mistakes, kept: Tensor, otherwise: Tensor) -> Tensor:
     if mistakes.top_index is None:
         return kept.gather(1, mistakes.target[:, None]).squeeze(1)
     match = mistakes.top_index == mistakes.target[:, None]
-    return torch.where(match.any(1), (kept * match).sum(1), otherwise)
+    return torch.where(match.any(1), torch.where(match, kept, 0.0).sum(1), otherwise)
 
 
 def candidate_loss(mistakes: Mistakes, delta: Tensor, rectifier: str, loss: str) -> Tensor:
@@ -162,7 +166,7 @@ def pool_layers(hidden_states: Sequence[Tensor], rows: Tensor | None, pooling: s
         if pooled is None:
             pooled = taken.clone()
         elif pooling == "max":
-            pooled = torch.maximum(pooled, taken, out=pooled)
+            pooled = torch.where((taken > pooled) | taken.isnan(), taken, pooled)  # of equal maxima, the first
         else:
             pooled += taken
     assert pooled is not None

@@ -19,12 +19,14 @@ from copilot.tasks.arithmetic_stories import (
     PLACES,
     Story,
 )
-from copilot.tasks.arithmetic_stories_easy import EASY_STORIES
-from copilot.tasks.arithmetic_stories_hard import HARD_STORIES
+from copilot.tasks.arithmetic_stories_grade1 import GRADE_1
+from copilot.tasks.arithmetic_stories_grade2 import GRADE_2
+from copilot.tasks.arithmetic_stories_grade3 import GRADE_3
+from copilot.tasks.arithmetic_stories_grade4 import GRADE_4
 from copilot.tasks.example import Example
 from copilot.tasks.llm_adapters import TASKS
 
-STORIES = EASY_STORIES + HARD_STORIES
+STORIES = GRADE_1 + GRADE_2 + GRADE_3 + GRADE_4
 
 _TASK = "arithmetic_problems"
 # More draws than any story needs while a twentieth of its operands is still unused.
@@ -41,7 +43,7 @@ class ArithmeticProblems:
 
 
 def generate_problems(train: int = 2000, validation: int = 400, test: int = 500, seed: int = 0) -> ArithmeticProblems:
-    """Generate word problems whose completion is an equation such as ` X=((22-14)/4)` and whose answer is its value.
+    """Generate word problems whose completion is an equation such as ` X=(22-14)/4` and whose answer is its value.
 
     Every intermediate result and every answer is a whole number above zero. No two problems, of one split or of two,
     have the same operands in any order; no wording occurs in two splits.
@@ -101,7 +103,8 @@ def _problem(story: Story, wording: str, used: set[tuple[int, ...]], generator: 
         place=generator.choice(PLACES),
         day=generator.choice(DAYS),
     )
-    equation = re.sub("[a-d]", lambda letter: str(operands[letter.group()]), story.equation)
+    within = story.equation[1:-1]  # without the parentheses around the whole
+    equation = re.sub("[a-d]", lambda letter: str(operands[letter.group()]), within)
     return Example(
         TASKS[_TASK].template.format(instruction=question), f" X={equation}", str(answer), _TASK, story.grade
     )

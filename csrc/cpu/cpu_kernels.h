@@ -4,7 +4,8 @@
 
 namespace copilot {
 
-// The kernels for the best instruction set that this processor has and COPILOT_CPU, if set, allows ("avx2", "portable").
+// The kernels for the best instruction set that this processor has and COPILOT_CPU, if set, allows ("avx2",
+// "portable").
 const CpuKernels& cpu_kernels();
 
 }  // namespace copilot

@@ -10,6 +10,7 @@
 #endif
 
 #define COPILOT_TARGET avx2
+#define COPILOT_LANES 8
 #define COPILOT_TABLE kAvx2
 #define COPILOT_NAME "AVX2"
 #include "vector.h"

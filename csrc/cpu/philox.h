@@ -3,8 +3,6 @@
 
 namespace copilot::COPILOT_TARGET::sampling {
 
-constexpr int64_t kBlock = 64;  // tokens whose words are made at once
-
 struct RandomRow {
   uint64_t seed, offset;
   uint32_t row;

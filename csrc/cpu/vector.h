@@ -1,15 +1,15 @@
-// Sixteen floats at a time through the compiler's vector types: the same source becomes AVX-512, AVX2 or SSE2/NEON code,
-// depending on the target under which it is included (see kernels_avx512.cpp). No include guard: each target has its own
-// copy, in the namespace COPILOT_TARGET.
+// COPILOT_LANES floats at a time through the compiler's vector types: the same source becomes AVX-512, AVX2 or
+// SSE2/NEON code, depending on the target under which it is included (see kernels_avx512.cpp). No include guard: each
+// target has its own copy, in the namespace COPILOT_TARGET.
 
 namespace copilot::COPILOT_TARGET {
 
-constexpr int64_t kLanes = 16;
+constexpr int64_t kLanes = COPILOT_LANES;
 
-using Floats = float __attribute__((vector_size(64)));
-using Ints = int32_t __attribute__((vector_size(64)));
-using Words = uint32_t __attribute__((vector_size(64)));
-using Halves = uint16_t __attribute__((vector_size(32)));
+using Floats = float __attribute__((vector_size(4 * COPILOT_LANES)));
+using Ints = int32_t __attribute__((vector_size(4 * COPILOT_LANES)));
+using Words = uint32_t __attribute__((vector_size(4 * COPILOT_LANES)));
+using Halves = uint16_t __attribute__((vector_size(2 * COPILOT_LANES)));
 
 template <class To, class From>
 inline To bits(From value) {
@@ -139,7 +139,7 @@ inline float maximum(Floats value) {
 
 // exp(x) to 1 ulp (2 ulp without FMA): exp(x) = 2^n exp(r), |r| <= log(2) / 2. 0 below -103.98, infinity above 88.73.
 inline Floats exp(Floats x) {
-  const Floats clamped = minimum(maximum(x, broadcast(-104.0f)), broadcast(89.0f));
+  const Floats clamped = minimum(broadcast(89.0f), maximum(broadcast(-104.0f), x));  // a NaN stays
   const Floats shifter = broadcast(0x1.8p23f);  // adding it rounds to the nearest whole number
   const Floats shifted = clamped * 0x1.715476p+0f + shifter;
   const Floats n = shifted - shifter;
@@ -157,7 +157,8 @@ inline Floats exp(Floats x) {
   const Ints half = whole >> 1;
   const Floats first = bits<Floats>((half + 127) << 23);
   const Floats second = bits<Floats>((whole - half + 127) << 23);
-  return x == x ? p * first * second : x;
+  // An exact 0 far below: a product that is rounded to 0 costs a hundred times as much, and masked entries are many.
+  return p * first * (x < -104.0f ? Floats{} : second);
 }
 
 // log(x) to 2 ulp for x >= 0: log(0) = -infinity; negative x and NaN give NaN.

@@ -1,40 +1,13 @@
-// Top-k and top-p on one row of scores: what is not kept becomes -inf. The row is padded with -inf to whole vectors.
+// Top-k and top-p on one row of scores: what is not kept becomes -inf. The row ends with a whole vector.
 
 namespace copilot::COPILOT_TARGET::sampling {
 
-inline bool any(Ints mask) {
-  int64_t parts[8];
-  std::memcpy(parts, &mask, sizeof(parts));
-  int64_t all = 0;
-  for (int64_t part : parts) all |= part;
-  return all != 0;
-}
-
-// -inf where there are fewer than k.
-inline float kth_largest(const float* scores, int64_t count, int64_t k) {
-  // At most 2 k that may be among the k largest: all of those seen that are above the k-th largest of some of them.
-  std::vector<float> largest;
-  float bar = kNegativeInfinity;
-  const auto raise_bar = [&] {
-    std::nth_element(largest.begin(), largest.begin() + (k - 1), largest.end(), std::greater<float>());
-    largest.resize(k);
-    bar = largest[k - 1];
-  };
-  for (int64_t i = 0; i < count; i += kLanes) {
-    if (!any(load(scores + i) > bar)) continue;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      if (scores[i + lane] > bar) largest.push_back(scores[i + lane]);
-    }
-    if (static_cast<int64_t>(largest.size()) >= 2 * k) raise_bar();
-  }
-  if (static_cast<int64_t>(largest.size()) >= k) raise_bar();
-  return bar;
-}
-
 // Keeps all ties of the k-th.
 inline void keep_top_k(float* scores, int64_t count, int64_t k) {
-  const float smallest = kth_largest(scores, count, k);
-  for (int64_t i = 0; i < count; ++i) scores[i] = scores[i] >= smallest ? scores[i] : kNegativeInfinity;
+  Largest largest(k);
+  float smallest = std::numeric_limits<float>::infinity();
+  for (const Entry& kept : largest.of(scores, count)) smallest = std::min(smallest, kept.value);
+  for (int64_t i = 0; i < count; ++i) scores[i] = scores[i] >= smallest ? scores[i] : kNothing;
 }
 
 struct Ranked {
@@ -75,13 +48,12 @@ inline Ints bin_of(Floats score, float largest) {
   return __builtin_convertvector(minimum((largest - score) * 16.0f, broadcast(kBins - 1)), Ints);
 }
 
-// Only the bin in which the mass is reached is sorted.
-inline void keep_top_p(float* scores, int64_t count, double top_p) {
-  const float largest = largest_of(scores, count);
+// Only the bin in which the mass is reached is sorted. `largest` is the largest score.
+inline void keep_top_p(float* scores, int64_t count, float largest, double top_p) {
   double mass[kBins] = {};
   for (int64_t i = 0; i < count; i += kLanes) {
     const Floats score = load(scores + i);
-    if (!any(score > kNegativeInfinity)) continue;
+    if (!any_lane(score > kNothing)) continue;
     const Floats weight = exp(score - largest);
     const Ints bin = bin_of(score, largest);
     for (int64_t lane = 0; lane < kLanes; ++lane) mass[bin[lane]] += weight[lane];
@@ -94,16 +66,16 @@ inline void keep_top_p(float* scores, int64_t count, double top_p) {
   std::vector<Ranked> tokens;
   for (int64_t i = 0; i < count; i += kLanes) {
     const Floats score = load(scores + i);
-    const Ints inside = (bin_of(score, largest) == bin) & (score > kNegativeInfinity);
-    if (!any(inside)) continue;
+    const Ints inside = (bin_of(score, largest) == bin) & (score > kNothing);
+    if (!any_lane(inside)) continue;
     const Floats weight = exp(score - largest);
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       if (inside[lane]) tokens.push_back({score[lane], weight[lane], static_cast<int32_t>(i + lane)});
     }
   }
   const Ranked last = last_of_top_p(tokens, target - above);
-  for (int64_t i = 0; i <= last.token; ++i) scores[i] = scores[i] >= last.score ? scores[i] : kNegativeInfinity;
-  for (int64_t i = last.token + 1; i < count; ++i) scores[i] = scores[i] > last.score ? scores[i] : kNegativeInfinity;
+  for (int64_t i = 0; i <= last.token; ++i) scores[i] = scores[i] >= last.score ? scores[i] : kNothing;
+  for (int64_t i = last.token + 1; i < count; ++i) scores[i] = scores[i] > last.score ? scores[i] : kNothing;
 }
 
 }  // namespace copilot::COPILOT_TARGET::sampling

@@ -4,37 +4,44 @@
 
 #include "cpu_kernels.h"
 
-namespace py = pybind11;
-
-namespace {
+#define COPILOT_AS_TEXT(value) #value
+#define COPILOT_TEXT_OF(macro) COPILOT_AS_TEXT(macro)
 
 #if defined(__clang__)
-constexpr const char* kCompiler = "Clang " __clang_version__;
+#define COPILOT_COMPILER "Clang " __clang_version__
 #elif defined(__GNUC__)
-constexpr const char* kCompiler = "GCC " __VERSION__;
+#define COPILOT_COMPILER "GCC " __VERSION__
 #else
-constexpr const char* kCompiler = "unknown";
+#define COPILOT_COMPILER "unknown"
 #endif
 
 #ifdef NDEBUG
-constexpr const char* kBuildType = "release";
+#define COPILOT_BUILD_TYPE "release"
 #else
-constexpr const char* kBuildType = "debug";
+#define COPILOT_BUILD_TYPE "debug"
 #endif
 
-// How this binary was built, and which of its CPU kernels this processor runs.
-py::dict build_info() {
-  py::dict info;
-  info["version"] = COPILOT_VERSION;
-  info["torch"] = COPILOT_TORCH_VERSION;
-  info["cpu_kernels"] = copilot::cpu_kernels().name;
-  info["cuda_arch_list"] = py::none();
-  info["compiler"] = kCompiler;
-  info["cxx_standard"] = static_cast<long>(__cplusplus);
-  info["build_type"] = kBuildType;
-  return info;
-}
+namespace {
+
+// One text, so that it can be read from a binary that cannot be loaded too: see copilot/ops/extension.py.
+constexpr char kBuiltWith[] =
+    "copilot._C, built with\n"
+    "version: " COPILOT_VERSION
+    "\n"
+    "torch: " COPILOT_TORCH_VERSION
+    "\n"
+    "python: " PY_VERSION
+    "\n"
+    "compiler: " COPILOT_COMPILER
+    "\n"
+    "cxx_standard: " COPILOT_TEXT_OF(__cplusplus) "\n"
+    "build_type: " COPILOT_BUILD_TYPE
+    "\n"
+    "cuda_arch_list: none\n";
 
 }  // namespace
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("build_info", &build_info, "How this extension was built."); }
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = kBuiltWith;
+  m.def("cpu_kernels", [] { return copilot::cpu_kernels().name; }, "The instruction set of the CPU kernels in use.");
+}

@@ -1,5 +1,5 @@
-// What the bindings share: torch's tensors as the kernels see them, through torch's stable ABI, so that one build serves
-// torch 2.11 and later.
+// What the bindings share: torch's tensors as the kernels see them, through torch's stable ABI, so that one build
+// serves torch 2.11 and later.
 
 #pragma once
 

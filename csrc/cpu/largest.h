@@ -1,0 +1,125 @@
+// The k largest entries of a row.
+
+namespace copilot::COPILOT_TARGET {
+
+// Elements that are converted at a time: as floats they stay in the first cache, and a lane's sum of them is accurate.
+constexpr int64_t kRowChunk = 256 * kLanes;
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+// Writes the elements of a row from `start` on, kRowChunk of them at most, to `chunk` as floats, and kNothing behind
+// the last one up to a whole number of vectors. Returns how many floats that makes.
+template <class T>
+inline int64_t read_chunk(const T* row, int64_t start, int64_t count, float* chunk) {
+  const int64_t size = std::min(kRowChunk, count - start);
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(chunk + i, load(row + start + i));
+  if (i == size) return size;
+  store(chunk + i, load_some(row + start + i, size - i, kNothing));
+  return i + kLanes;
+}
+
+template <class T>
+inline float element(const T* row, int64_t index) {
+  return load_some(row + index, 1, 0.0f)[0];
+}
+
+inline bool any_lane(Ints mask) {
+  using Longs = int64_t __attribute__((vector_size(sizeof(Ints))));
+  const Longs wide = bits<Longs>(mask);
+  int64_t all = 0;
+  for (int64_t i = 0; i < kLanes / 2; ++i) all |= wide[i];
+  return all != 0;
+}
+
+struct Entry {
+  float value;
+  int64_t index;
+};
+
+inline bool is_larger(const Entry& a, const Entry& b) {
+  return a.value > b.value || (a.value == b.value && a.index < b.index);
+}
+
+inline bool is_earlier(const Entry& a, const Entry& b) { return a.index < b.index; }
+
+// Finds the k largest entries: of equal ones those with the smaller index, and NaN counts as less than -infinity.
+//
+// The row is dealt out to kHands hands. The k-th largest of their best entries has k entries that are no smaller, so
+// that what is smaller needs no look: a first sweep that only takes maxima leaves few entries to the second.
+class Largest {
+ public:
+  explicit Largest(int64_t k) : k_(k), room_(2 * k + kBlock) { found_.reserve(room_ + kBlock); }
+
+  // Their values and indices, in no particular order; valid until the next call. Those of NaN are -infinity.
+  template <class T>
+  std::vector<Entry>& of(const T* row, int64_t count) {
+    found_.clear();
+    bar_ = smallest_of_k_hands(row, count);
+    is_taken_ = false;
+    alignas(64) float block[kBlock];
+    int64_t start = 0;
+    for (; start + kBlock <= count; start += kBlock) {
+      Floats most = broadcast(kNothing);
+      for (int64_t i = 0; i < kBlock; i += kLanes) {
+        const Floats value = load(row + start + i);
+        store(block + i, value);
+        most = maximum(value, most);
+      }
+      if (any_lane(passes(most))) add(block, start, kBlock);
+    }
+    read_chunk(row, start, count, block);
+    add(block, start, count - start);
+    keep_k();
+    for (int64_t i = 0; static_cast<int64_t>(found_.size()) < k_; ++i) {
+      if (std::isnan(element(row, i))) found_.push_back({kNothing, i});
+    }
+    return found_;
+  }
+
+ private:
+  static constexpr int64_t kBlock = 64;
+  static constexpr int64_t kHands = 256;
+
+  template <class T>
+  float smallest_of_k_hands(const T* row, int64_t count) const {
+    if (k_ > kHands) return kNothing;
+    alignas(64) float best[kHands], dealt[kHands];
+    std::fill(best, best + kHands, kNothing);
+    const auto deal = [&](const auto* from, int64_t size) {
+      for (int64_t i = 0; i < size; i += kLanes) store(best + i, maximum(load(from + i), load(best + i)));
+    };
+    int64_t start = 0;
+    for (; start + kHands <= count; start += kHands) deal(row + start, kHands);
+    deal(dealt, read_chunk(row, start, count, dealt));
+    std::nth_element(best, best + (k_ - 1), best + kHands, [](float a, float b) { return a > b; });
+    return best[k_ - 1];
+  }
+
+  // Indices grow: once the bar is the k-th largest so far, an entry that equals it comes too late.
+  template <class Value>
+  auto passes(Value value) const {
+    return is_taken_ ? value > bar_ : value >= bar_;
+  }
+
+  void add(const float* block, int64_t start, int64_t size) {
+    for (int64_t i = 0; i < size; ++i) {
+      if (passes(block[i])) found_.push_back({block[i], start + i});
+    }
+    if (static_cast<int64_t>(found_.size()) >= room_) keep_k();
+  }
+
+  void keep_k() {
+    if (static_cast<int64_t>(found_.size()) < k_) return;
+    std::nth_element(found_.begin(), found_.begin() + (k_ - 1), found_.end(), is_larger);
+    found_.resize(k_);
+    bar_ = found_.back().value;
+    is_taken_ = true;
+  }
+
+  int64_t k_, room_;
+  std::vector<Entry> found_;  // reserved once
+  float bar_ = kNothing;      // what is smaller is not among the k largest,
+  bool is_taken_ = false;     // nor is what equals it
+};
+
+}  // namespace copilot::COPILOT_TARGET

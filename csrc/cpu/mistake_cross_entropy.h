@@ -1,0 +1,188 @@
+// The Pilot's cross-entropy, its gradient and the compact mistakes it leaves.
+//
+// p^ = exp(z - m) / s with m the largest logit and s = sum exp(z - m). One sweep over a row finds the kept tokens, and
+// m is the first of them; the next, from cache, sums what is left: the only exponentials of the whole row. Sums run
+// over the lanes of a chunk in float and over chunks in double.
+
+namespace copilot::COPILOT_TARGET {
+
+// exp(x) to 1 ulp for x <= 0, and 0 for what is below the smallest normal number: half the work of exp().
+inline Floats weight_of(Floats x) {
+  // Adding it rounds to a whole number n, and leaves n + 127, which is 2^n as an exponent, in the last bits.
+  const Floats shifter = broadcast(0x1.8p23f + 127.0f);
+  const Floats shifted = x * 0x1.715476p+0f + shifter;
+  const Floats n = shifted - shifter;
+  Floats r = x - n * 0x1.62e400p-1f;  // log(2) in two parts
+  r = r - n * 0x1.7f7d1cp-20f;
+  Floats p = broadcast(0x1.6d432ap-10f);  // the polynomial of exp()
+  p = p * r + 0x1.120b74p-7f;
+  p = p * r + 0x1.5554e8p-5f;
+  p = p * r + 0x1.5554dcp-3f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return x < -0x1.5d58ap6f ? Floats{} : p * bits<Floats>(bits<Ints>(shifted) << 23);
+}
+
+struct Sums {
+  double mass = 0.0;    // of exp(z - m)
+  double square = 0.0;  // of its squares
+};
+
+// Turns the logits in `values` into exp(z - m) and adds them up.
+inline double exponentials(float* values, int64_t count, float largest) {
+  double total = 0.0;
+  for (int64_t start = 0; start < count; start += kRowChunk) {
+    Floats mass{};
+    const int64_t end = std::min(start + kRowChunk, count);
+    int64_t i = start;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Floats weight = weight_of(load(values + i) - largest);
+      store(values + i, weight);
+      mass += weight;
+    }
+    if (i < end) {
+      const Floats weight = weight_of(load_some(values + i, end - i, kNothing) - largest);
+      store_some(values + i, weight, end - i);
+      mass += weight;
+    }
+    total += sum(mass);
+  }
+  return total;
+}
+
+inline void scale(float* values, int64_t count, float factor) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(values + i, load(values + i) * factor);
+  for (; i < count; ++i) values[i] *= factor;
+}
+
+// Over the tokens that are not kept; `kept` is sorted by index. Meanwhile the row at `next_row` is brought into the
+// cache.
+template <class T>
+inline Sums sums_of_rest(const T* row, int64_t count, const std::vector<Entry>& kept, float largest,
+                         const T* next_row) {
+  Sums sums;
+  auto next = kept.begin();
+  alignas(64) float chunk[kRowChunk];
+  for (int64_t start = 0; start < count; start += kRowChunk) {
+    const int64_t size = read_chunk(row, start, count, chunk);
+    for (; next != kept.end() && next->index < start + kRowChunk; ++next) chunk[next->index - start] = kNothing;
+    Floats mass{}, square{};
+    for (int64_t i = 0; i < size; i += kLanes) {
+      __builtin_prefetch(next_row + start + i, 0, 2);
+      const Floats weight = weight_of(load(chunk + i) - largest);
+      mass += weight;
+      square += weight * weight;
+    }
+    sums.mass += sum(mass);
+    sums.square += sum(square);
+  }
+  return sums;
+}
+
+// Writes the row as floats, and returns the largest of them.
+template <class T>
+inline float copy_of_row(const T* row, int64_t count, float* out) {
+  Floats most = broadcast(kNothing);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Floats value = load(row + i);
+    store(out + i, value);
+    most = maximum(value, most);
+  }
+  if (i < count) {
+    const Floats value = load_some(row + i, count - i, kNothing);
+    store_some(out + i, value, count - i);
+    most = maximum(value, most);
+  }
+  return maximum(most);
+}
+
+inline float weight_of(float x) { return weight_of(broadcast(x))[0]; }
+
+inline int64_t kept_tokens(const MistakeCrossEntropy& job) { return job.k > 0 ? job.k : job.vocabulary; }
+
+// `next_row` is the row whose turn is next, or this one.
+template <class T>
+inline void mistake_of_row(const MistakeCrossEntropy& job, int64_t n, const T* row, const T* next_row,
+                           Largest& search) {
+  const int64_t kept = kept_tokens(job);
+  float* prob = job.top_prob + n * kept;
+  float largest;
+  Sums rest;
+  if (job.k == 0) {
+    largest = copy_of_row(row, kept, prob);
+  } else {
+    std::vector<Entry>& found = search.of(row, job.vocabulary);
+    std::sort(found.begin(), found.end(), is_larger);
+    largest = found[0].value;
+    for (int64_t j = 0; j < kept; ++j) {
+      job.top_index[n * kept + j] = found[j].index;
+      prob[j] = element(row, found[j].index);  // not found[j].value, which hides a NaN
+    }
+    std::sort(found.begin(), found.end(), is_earlier);
+    rest = sums_of_rest(row, job.vocabulary, found, largest, next_row);
+  }
+  const double total = exponentials(prob, kept, largest) + rest.mass;
+  const float factor = static_cast<float>(1.0 / total);
+  scale(prob, kept, factor);
+  const float target = element(row, job.labels[n]);
+  job.loss[n] = static_cast<float>(std::log(total) + (static_cast<double>(largest) - target));
+  job.largest_and_total[2 * n] = largest;
+  job.largest_and_total[2 * n + 1] = static_cast<float>(total);
+  job.target_prob[n] = weight_of(target - largest) * factor;
+  job.rest_mass[n] = static_cast<float>(rest.mass / total);
+  job.rest_square[n] = static_cast<float>(rest.square / (total * total));
+}
+
+inline void no_mistake(const MistakeCrossEntropy& job, int64_t n) {
+  const int64_t kept = kept_tokens(job);
+  std::fill_n(job.top_prob + n * kept, kept, 0.0f);
+  std::fill_n(job.top_index + n * job.k, job.k, int64_t{0});
+  for (float* field : {job.loss, job.target_prob, job.rest_mass, job.rest_square}) field[n] = 0.0f;
+  std::fill_n(job.largest_and_total + 2 * n, 2, 0.0f);
+}
+
+inline void mistake_cross_entropy(const MistakeCrossEntropy& job, int64_t begin, int64_t end) {
+  Largest search(job.k);
+  for (int64_t n = begin; n < end; ++n) {
+    if (job.labels[n] == job.ignore_index) {
+      no_mistake(job, n);
+      continue;
+    }
+    with_row(job.logits, n, [&](const auto* row) {
+      mistake_of_row(job, n, row, n + 1 < end ? row + job.logits.stride : row, search);
+    });
+  }
+}
+
+// g (p^ - onehot(y)); `out` may be the row itself.
+template <class T>
+inline void gradient_of_row(const MistakeCrossEntropyBackward& job, int64_t n, const T* row, T* out) {
+  const int64_t count = job.vocabulary;
+  if (job.labels[n] == job.ignore_index) {
+    std::memset(out, 0, count * sizeof(T));
+    return;
+  }
+  const float largest = job.largest_and_total[2 * n], factor = 1.0f / job.largest_and_total[2 * n + 1];
+  const float grad = job.grad[n], target = element(row, job.labels[n]);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, weight_of(load(row + i) - largest) * (grad * factor));
+  if (i < count) {
+    const Floats value = load_some(row + i, count - i, kNothing);
+    store_some(out + i, weight_of(value - largest) * (grad * factor), count - i);
+  }
+  store_some(out + job.labels[n], broadcast(grad * (weight_of(target - largest) * factor - 1.0f)), 1);
+}
+
+inline void mistake_cross_entropy_backward(const MistakeCrossEntropyBackward& job, int64_t begin, int64_t end) {
+  for (int64_t n = begin; n < end; ++n) {
+    with_row(job.logits, n, [&](const auto* row) {
+      using T = std::remove_cv_t<std::remove_pointer_t<decltype(row)>>;
+      gradient_of_row(job, n, row, static_cast<T*>(job.grad_logits.data) + n * job.grad_logits.stride);
+    });
+  }
+}
+
+}  // namespace copilot::COPILOT_TARGET
