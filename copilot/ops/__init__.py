@@ -5,5 +5,6 @@ from copilot.ops.mistake_cross_entropy import mistake_cross_entropy
 from copilot.ops.mistakes import Mistakes
 from copilot.ops.pool_layers import pool_layers
 from copilot.ops.rectify import rectify
+from copilot.ops.rectify_sample import rectify_sample
 
-__all__ = ["Mistakes", "candidate_loss", "mistake_cross_entropy", "pool_layers", "rectify"]
+__all__ = ["Mistakes", "candidate_loss", "mistake_cross_entropy", "pool_layers", "rectify", "rectify_sample"]

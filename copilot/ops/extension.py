@@ -20,6 +20,7 @@ OPERATORS = (
     "mistake_cross_entropy_backward_",
     "pool_layers",
     "rectify",
+    "rectify_sample",
 )
 FIX = "pip install --force-reinstall --no-deps --no-build-isolation . in a checkout"
 _PACKAGE = Path(__file__).parents[1]

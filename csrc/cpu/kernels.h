@@ -5,6 +5,7 @@
 #include "mistake_cross_entropy.h"
 #include "pool_layers.h"
 #include "rectify.h"
+#include "rectify_sample.h"
 
 namespace copilot {
 const CpuKernels COPILOT_TABLE = {
@@ -15,6 +16,7 @@ const CpuKernels COPILOT_TABLE = {
     COPILOT_TARGET::rectification::reduce_row,
     COPILOT_TARGET::rectification::total_row,
     COPILOT_TARGET::rectification::write_row,
+    COPILOT_TARGET::sampling::sample_row,
     COPILOT_TARGET::mistake_cross_entropy,
     COPILOT_TARGET::mistake_cross_entropy_backward,
 };

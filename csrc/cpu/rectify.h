@@ -340,7 +340,7 @@ inline void total_row(const Rectify& job, int64_t row, int64_t first, int64_t la
 inline void write_row(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch) {
   const Solution solution = solve(job, row, RowPartials(job, scratch));
   float logits_buffer[kChunk], delta_buffer[kChunk], out_buffer[kChunk];
-  float* out = job.out + row * job.vocabulary;
+  float* out = job.out + row * job.out_stride;
   for (int64_t at = first; at < last; ++at) {
     const Chunk chunk = chunk_at(job, at);
     const float* z = logits_of(job, row, chunk, logits_buffer);

@@ -78,7 +78,8 @@ struct Rectify {
   int64_t vocabulary;
   Rectifier rectifier;
   double strength;
-  float* out;  // (N, vocabulary), adjacent
+  float* out;  // row i starts i * out_stride floats behind; 0: a row takes the place of the one before it
+  int64_t out_stride;
 };
 
 // A row is worked on in chunks of fixed size, so that results do not depend on who works on which.
@@ -88,6 +89,22 @@ inline int64_t rectify_scratch(int64_t vocabulary) { return 5 * 16 * rectify_chu
 
 // One pass over the chunks [first, last) of a row.
 using RectifyPass = void(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch);
+
+struct RectifySample {
+  int64_t vocabulary;
+  float temperature;  // 0: greedy
+  int64_t top_k;      // below `vocabulary`; 0: all
+  double top_p;       // 1: all
+  uint64_t seed, offset;
+  int64_t* token;   // (N,)
+  float* log_prob;  // (N,)
+};
+
+// Tokens are drawn from a row of log p~ that ends with a whole block: behind the vocabulary it is -infinity.
+constexpr int64_t kSampleBlock = 64;
+inline int64_t sample_row_size(int64_t vocabulary) {
+  return (vocabulary + kSampleBlock - 1) / kSampleBlock * kSampleBlock;
+}
 
 struct MistakeCrossEntropy {
   Rows logits;
@@ -124,6 +141,8 @@ struct CpuKernels {
   RectifyPass* rectify_reduce;
   RectifyPass* rectify_total;
   RectifyPass* rectify_write;
+  // Draws from log p~ of a row, which is overwritten.
+  void (*sample_row)(const RectifySample& job, int64_t row, float* log_rectified);
   void (*mistake_cross_entropy)(const MistakeCrossEntropy& job, int64_t begin, int64_t end);
   void (*mistake_cross_entropy_backward)(const MistakeCrossEntropyBackward& job, int64_t begin, int64_t end);
 };
