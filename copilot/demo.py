@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = {
 }
 PROBLEMS = {"train": 1360, "validation": 200, "test": 300}
 NEW_TOKENS = 24  # the longest equation has fewer
-REPEATS = 5  # of each timing
+REPEATS = 3  # of each timing
 RIGHT = {True: "right", False: "wrong"}
 
 INTRODUCTION = """
@@ -265,7 +265,7 @@ def run(out: Path, pilot: str | None, problems: ArithmeticProblems) -> None:
     pair.eval()
     announce("Timing decoding, then writing and scoring the test answers twice: lambda 0 is the Pilot alone.")
     decoding = time_decoding(pair, tokenizer, problems.test[0])
-    found = compare(pair, tokenizer, problems.test, max_new_tokens=NEW_TOKENS)
+    found = compare(pair, tokenizer, problems.test, batch_size=64, max_new_tokens=NEW_TOKENS)
     timings = [training.row("training step, median"), decoding.row("decoded token, median")]
     print("", align([HEADER, *found.rows(), *timings]), sep="\n")
     print("'no difference shown': the interval of the difference includes 0. Of Brier score and NLL less is better.")
