@@ -115,9 +115,10 @@ def test_the_reference_is_chosen_without_a_warning(monkeypatch: pytest.MonkeyPat
         assert extension._load() == "COPILOT_KERNELS=reference"
 
 
-def test_an_unknown_choice_of_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COPILOT_KERNELS", "fastest")
-    with pytest.raises(ValueError, match=r"^COPILOT_KERNELS .*'fastest'"):
+@pytest.mark.parametrize("name", ["COPILOT_KERNELS", "COPILOT_CPU"])
+def test_an_unknown_choice_of_kernels_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "fastest")
+    with pytest.raises(ValueError, match=rf"^{name} must be one of .*'fastest'"):
         extension._load()
 
 

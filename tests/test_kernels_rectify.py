@@ -341,7 +341,7 @@ def test_a_candidate_outside_the_vocabulary_is_refused(wrong):
 
 def test_an_index_of_another_dtype_is_refused():
     logits, delta, index = random_case(3, 30, 4)
-    with pytest.raises(RuntimeError, match="index must be an adjacent int64"):
+    with pytest.raises(ValueError, match=r"index must be int64; got torch\.int32"):
         rectify(logits, delta, 0.5, index=index.int())
 
 

@@ -316,6 +316,7 @@ def test_inputs_are_left_as_they_were(rectifier, fusion):
         ({"delta": torch.zeros(4, 9)}, "delta"),
         ({"delta": torch.zeros(4, 3), "index": torch.zeros(4, 2, dtype=torch.long)}, "delta and index"),
         ({"delta": torch.zeros(3, 2), "index": torch.zeros(3, 2, dtype=torch.long)}, "delta and index"),
+        ({"delta": torch.zeros(4, 2), "index": torch.zeros(4, 2, dtype=torch.int32)}, "index"),
     ],
 )
 def test_a_wrong_argument_is_named(change, named):

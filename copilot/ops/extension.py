@@ -22,6 +22,7 @@ OPERATORS = (
     "rectify",
     "rectify_sample",
 )
+VARIABLES = {"COPILOT_KERNELS": ("compiled", "reference"), "COPILOT_CPU": ("avx512", "avx2", "portable")}
 FIX = "pip install --force-reinstall --no-deps --no-build-isolation . in a checkout"
 _PACKAGE = Path(__file__).parents[1]
 _BUILT_WITH = b"copilot._C, built with\n"  # of csrc/torch/module.cpp
@@ -63,10 +64,10 @@ def _message(problem: str) -> str:
 
 def _load() -> str | None:
     """Load the kernels if they are wanted; why the reference runs instead, or None."""
-    choice = os.environ.get("COPILOT_KERNELS", "compiled")
-    if choice not in ("compiled", "reference"):
-        raise ValueError(f"COPILOT_KERNELS must be 'compiled' or 'reference'; got {choice!r}")
-    if choice == "reference":
+    for name, accepted in VARIABLES.items():
+        if os.environ.get(name, accepted[0]) not in accepted:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}; got {os.environ[name]!r}")
+    if os.environ.get("COPILOT_KERNELS") == "reference":
         return "COPILOT_KERNELS=reference"
     problem = _import_kernels()
     if problem is not None:

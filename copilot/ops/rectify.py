@@ -28,6 +28,23 @@ def check_strength(strength: float, rectifier: str, fusion: str) -> None:
         raise ValueError(f"strength must be {accepted}; got {strength}")
 
 
+def check_correction(pilot_logits: Tensor, delta: Tensor, index: Tensor | None) -> None:
+    """Raise ValueError unless the shapes agree and `index` is int64."""
+    if index is None:
+        if delta.shape != pilot_logits.shape:
+            raise ValueError(
+                f"delta must have the shape of pilot_logits {tuple(pilot_logits.shape)}; got {tuple(delta.shape)}"
+            )
+        return
+    if delta.shape != index.shape or index.shape[:-1] != pilot_logits.shape[:-1]:
+        expected = ", ".join([*map(str, pilot_logits.shape[:-1]), "k"])
+        raise ValueError(
+            f"delta and index must both be ({expected}); got {tuple(delta.shape)} and {tuple(index.shape)}"
+        )
+    if index.dtype != torch.int64:
+        raise ValueError(f"index must be int64; got {index.dtype}")
+
+
 def rectify(
     pilot_logits: Tensor,
     delta: Tensor,
@@ -58,18 +75,13 @@ def rectify(
         (..., V) float32. Differentiable in `pilot_logits` and `delta`.
 
     Raises:
-        ValueError: shapes that do not agree, a strength out of range, an unknown rectifier or fusion.
+        ValueError: shapes or dtypes that do not agree, a strength out of range, an unknown rectifier or fusion.
+        RuntimeError: an index out of range.
     """
     check_choice("rectifier", rectifier, RECTIFIERS)
     check_choice("fusion", fusion, FUSIONS)
     check_strength(strength, rectifier, fusion)
-    if index is None and delta.shape != pilot_logits.shape:
-        raise ValueError(
-            f"delta must have the shape of pilot_logits {tuple(pilot_logits.shape)}; got {tuple(delta.shape)}"
-        )
-    if index is not None and (delta.shape != index.shape or index.shape[:-1] != pilot_logits.shape[:-1]):
-        expected = (*pilot_logits.shape[:-1], "k")
-        raise ValueError(f"delta and index must both be {expected}; got {tuple(delta.shape)} and {tuple(index.shape)}")
+    check_correction(pilot_logits, delta, index)
     if not (extension.applies(pilot_logits) and extension.applies(delta)):
         return reference.rectify(pilot_logits, delta, strength, index, rectifier, fusion)
     rows, delta = _rows(pilot_logits), _rows(delta)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from copilot.ops import extension, reference_sampling
-from copilot.ops.rectify import FUSIONS, RECTIFIERS, check_choice, check_strength
+from copilot.ops.rectify import FUSIONS, RECTIFIERS, check_choice, check_correction, check_strength
 
 TEMPERATURES = (1e-30, 1e30)  # in between, scores stay within float32
 
@@ -68,7 +68,9 @@ def rectify_sample(
     check_choice("rectifier", rectifier, RECTIFIERS)
     check_choice("fusion", fusion, FUSIONS)
     check_strength(strength, rectifier, fusion)
-    check_inputs(pilot_logits, delta, index)
+    if pilot_logits.dim() != 2 or pilot_logits.shape[1] == 0:
+        raise ValueError(f"pilot_logits must be (N, V) with V >= 1; got {tuple(pilot_logits.shape)}")
+    check_correction(pilot_logits, delta, index)
     check_warping(temperature, top_k, top_p)
     for name, number in (("seed", seed), ("offset", offset)):
         if number.numel() != 1 or number.dtype != torch.int64:
@@ -84,24 +86,6 @@ def rectify_sample(
     if index is not None:
         delta, index = delta.float().contiguous(), index.contiguous()
     return torch.ops.copilot.rectify_sample(pilot_logits, delta, index, float(strength), *numbers)
-
-
-def check_inputs(pilot_logits: Tensor, delta: Tensor, index: Tensor | None) -> None:
-    """Raise ValueError unless the shapes agree and `index` is int64."""
-    if pilot_logits.dim() != 2 or pilot_logits.shape[1] == 0:
-        raise ValueError(f"pilot_logits must be (N, V) with V >= 1; got {tuple(pilot_logits.shape)}")
-    if index is None:
-        if delta.shape != pilot_logits.shape:
-            raise ValueError(
-                f"delta must have the shape of pilot_logits {tuple(pilot_logits.shape)}; got {tuple(delta.shape)}"
-            )
-        return
-    if delta.dim() != 2 or delta.shape != index.shape or len(delta) != len(pilot_logits):
-        raise ValueError(
-            f"delta and index must both be ({len(pilot_logits)}, k); got {tuple(delta.shape)} and {tuple(index.shape)}"
-        )
-    if index.dtype != torch.int64:
-        raise ValueError(f"index must be int64; got {index.dtype}")
 
 
 def check_warping(temperature: float, top_k: int | None, top_p: float | None) -> None:
