@@ -149,7 +149,7 @@ def kernels(folder: Path) -> str:
             [case, duration(*variants["kernel"]["seconds"]), *(multiple(variants.get(name)) for name in columns)]
             for case, variants in cases.items()
         ]
-        command = f"python -m pytest benchmarks --benchmark-only --results benchmarks/results/{device.name}"
+        command = f"python -m pytest benchmarks/bench_*.py --benchmark-only --results benchmarks/results/{device.name}"
         lines = [
             "The kernel's time, and those of the others as multiples of it: median (p20–p80) of interleaved rounds.",
             "",

@@ -93,6 +93,7 @@ def test_kernels_shows_their_times_and_those_of_what_they_replace(
     assert cells(text, "`rectify`, N = 1") == ["2.00 ms (1.80–2.20)", "10.00 (9.00–11.00)", "150 (135–165)"]
     assert cells(text, "`pool_layers`, 30 x 2048")[1:] == ["10.00 (9.00–11.00)", ""]
     assert "N = 8" not in text
+    assert "`python -m pytest benchmarks/bench_*.py --benchmark-only --results benchmarks/results/cpu`" in text
     assert report.kernels(tmp_path / "empty") == "Not measured yet."
 
 
