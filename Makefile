@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint sanitize bench clean
+.PHONY: help demo test lint sanitize emulate bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test      lint, then run the tests that need neither a GPU nor patience"
 	@echo "make lint      ruff, mypy and clang-format, changing nothing"
 	@echo "make sanitize  build the kernels with AddressSanitizer and UBSan and run their tests"
+	@echo "make emulate   run the kernels' tests on the CUDA kernels, emulated by the CPU"
 	@echo "make bench     run the benchmarks"
 	@echo "make clean     remove the environment, the builds and the caches"
 	@echo "Each sets up $(VENV) when it is missing or stale  [PYTHON=$(PYTHON) TORCH=$(TORCH)]"
@@ -44,6 +45,11 @@ sanitize: $(STAMP)
 	PYTHONSAFEPATH=1 PYTHONPATH=$(SANITIZED)/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" \
 		$(BIN)/python -m pytest --capture=sys -p no:cacheprovider tests/test_ops_*.py tests/test_kernels_*.py
+
+# As on a GPU with clusters of blocks, then as on one without.
+emulate: $(STAMP)
+	for capability in 90 80; do PATH="$(BIN):$$PATH" COPILOT_EMULATION=1 COPILOT_EMULATED_CAPABILITY=$$capability \
+		$(BIN)/python -m pytest -p no:cacheprovider tests/test_ops_*.py tests/test_kernels_*.py || exit 1; done
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only

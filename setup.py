@@ -1,36 +1,100 @@
 """Builds the compiled extension copilot._C; everything else about the package stands in pyproject.toml.
 
-COPILOT_SANITIZE=1 builds it with AddressSanitizer and UBSan, for tests only: see `make sanitize`.
+COPILOT_CUDA: "auto" builds the CUDA kernels when torch is a build for CUDA and its nvcc is there, "1" insists, "0" does
+not. TORCH_CUDA_ARCH_LIST chooses the GPUs. COPILOT_SANITIZE=1 builds with AddressSanitizer and UBSan, for tests only:
+see `make sanitize`.
 """
 
 import os
+import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pybind11
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
+ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
 # Without vptr, which would need the type information of torch's own classes.
 SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
-SANITIZERS = SANITIZE if os.environ.get("COPILOT_SANITIZE") == "1" else []
+
+
+def nvcc(option: str) -> str:
+    """What nvcc prints."""
+    return subprocess.run([f"{CUDA_HOME}/bin/nvcc", option], check=True, capture_output=True, text=True).stdout
+
+
+def problem_with_cuda() -> str | None:
+    """Why the CUDA kernels cannot be built, with the fix, or None."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA: install one with it"
+    if CUDA_HOME is None:
+        return f"nvcc was not found: install the CUDA toolkit {torch.version.cuda} and set CUDA_HOME"
+    found = re.search(r"release (\d+\.\d+)", nvcc("--version"))[1]
+    if found.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return (
+            f"nvcc in {CUDA_HOME} is of CUDA {found}, torch of {torch.version.cuda}: set CUDA_HOME to a toolkit of that"
+        )
+    return None
+
+
+def builds_cuda() -> bool:
+    """Whether to build the CUDA kernels."""
+    choice = os.environ.get("COPILOT_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        sys.exit(f"COPILOT_CUDA must be 'auto', '0' or '1'; got {choice!r}")
+    if choice == "0":
+        return False
+    problem = problem_with_cuda()
+    if problem is not None:
+        message = f"the CUDA kernels cannot be built: {problem}"
+        if choice == "1":
+            sys.exit(f"COPILOT_CUDA=1, but {message}")
+        print(f"copilot: for the CPU only, as {message}")
+    return problem is None
+
+
+def architectures() -> str:
+    """The GPUs to build for: what the user wants, else all that this nvcc knows, the last as PTX for later ones too."""
+    known = nvcc("--list-gpu-arch").split()
+    ours = [name for name in ARCHITECTURES if f"compute_{name.replace('.', '')}" in known]
+    return os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{';'.join(ours)}+PTX")
+
+
+CUDA = builds_cuda()
+macros = {
+    "COPILOT_VERSION": f'"{VERSION}"',
+    "COPILOT_TORCH_VERSION": f'"{torch.__version__}"',
+    "COPILOT_CUDA_ARCH_LIST": f'"{architectures() if CUDA else "none"}"',
+    "TORCH_TARGET_VERSION": "0x020b000000000000",  # the oldest torch whose stable ABI is enough: 2.11
+}
+sources = [path for folder in ("cpu", "torch") for path in Path("csrc", folder).glob("*.cpp")]
+# Vectors of 64 bytes are passed by inlined functions only, so that their ABI does not matter.
+flags = ["-O3", "-Wall", "-Wno-psabi", "-ffp-contract=fast"]
+link_flags = []
+if CUDA:
+    sources += [*Path("csrc/cuda").glob("*.cu"), *Path("csrc/torch/cuda").glob("*.cpp")]
+    macros |= {"COPILOT_CUDA": f'"{torch.version.cuda}"', "USE_CUDA": None}
+if os.environ.get("COPILOT_SANITIZE") == "1":
+    flags += SANITIZE
+    link_flags += SANITIZE
 
 setup(
     ext_modules=[
-        CppExtension(
+        (CUDAExtension if CUDA else CppExtension)(
             "copilot._C",
-            sources=[str(path) for folder in ("cpu", "torch") for path in sorted(Path("csrc", folder).glob("*.cpp"))],
-            include_dirs=[pybind11.get_include(), *(str(Path("csrc", name).resolve()) for name in ("include", "cpu"))],
-            define_macros=[
-                ("COPILOT_VERSION", f'"{VERSION}"'),
-                ("COPILOT_TORCH_VERSION", f'"{torch.__version__}"'),
-                ("TORCH_TARGET_VERSION", "0x020b000000000000"),  # the oldest torch whose stable ABI is enough: 2.11
+            sources=sorted(map(str, sources)),
+            include_dirs=[
+                pybind11.get_include(),
+                *(str(Path("csrc", name).resolve()) for name in ("include", "cpu", "torch")),
             ],
-            # Vectors of 64 bytes are passed by inlined functions only, so that their ABI does not matter.
-            extra_compile_args=["-O3", "-Wall", "-Wno-psabi", "-ffp-contract=fast", *SANITIZERS],
-            extra_link_args=SANITIZERS,
+            define_macros=list(macros.items()),
+            extra_compile_args={"cxx": flags, "nvcc": ["-O3"]} if CUDA else flags,
+            extra_link_args=link_flags,
         )
     ],
     cmdclass={"build_ext": BuildExtension},

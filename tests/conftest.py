@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
+import emulation
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -15,6 +17,9 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+if os.environ.get("COPILOT_EMULATION") == "1":
+    emulation.load()
 
 VOCABULARY = ["<pad>", "<eos>", "<bos>", "<unk>", "<user>", "<assistant>", "<end>", *(f"w{i}" for i in range(121))]
 CHAT_TEMPLATE = (

@@ -60,7 +60,16 @@ def test_a_binary_tells_what_it_was_built_with_though_it_cannot_be_loaded(tmp_pa
     facts = extension.built_with(tmp_path)
     assert facts["torch"] == BUILD["torch"]
     assert facts["python"] == BUILD["python"]
-    assert set(facts) == {"version", "torch", "python", "compiler", "cxx_standard", "build_type", "cuda_arch_list"}
+    assert set(facts) == {
+        "version",
+        "torch",
+        "python",
+        "compiler",
+        "cxx_standard",
+        "build_type",
+        "cuda",
+        "cuda_arch_list",
+    }
 
 
 def test_without_a_binary_nothing_was_built(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def _import_kernels() -> str | None:
 def _message(problem: str) -> str:
     """What was built, what was found, and the fix."""
     facts = built_with()
-    built = "copilot {version}, torch {torch}, Python {python}, {compiler}".format(**facts) if facts else "unknown"
+    built = "copilot {version}, torch {torch}, Python {python}, CUDA {cuda}, {compiler}".format(**facts) if facts else "unknown"
     return (
         f"copilot's compiled kernels cannot be used: {problem}. Built with: {built}. Found: torch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.machine()}. Fix: {FIX}. Until then the slower plain torch "
@@ -77,11 +77,16 @@ def _load() -> str | None:
 
 NOT_LOADED_BECAUSE = _load()
 LOADED = NOT_LOADED_BECAUSE is None
+CUDA = LOADED and built_with()["cuda"] != "none"
 
 
 def applies(tensor: Tensor) -> bool:
     """Whether the compiled kernels take this tensor; the reference takes the others."""
-    return LOADED and tensor.device.type == "cpu" and tensor.dtype in DTYPES
+    if not LOADED or tensor.dtype not in DTYPES:
+        return False
+    if tensor.device.type == "cuda":
+        return CUDA and torch.cuda.get_device_properties(tensor.device).major >= 8
+    return tensor.device.type == "cpu"
 
 
 def adjacent(rows: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ Objective objective_of(const std::string& rectifier, const std::string& loss) {
 }
 
 const float* column_of(const Tensor& tensor, int64_t rows, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() &&
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() &&
                       tensor.dim() == 1 && tensor.size(0) == rows,
-                  name, " must be an adjacent float32 CPU tensor (", rows, ",)");
+                  name, " must be an adjacent float32 tensor (", rows, ",)");
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 

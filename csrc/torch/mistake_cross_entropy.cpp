@@ -22,9 +22,9 @@ const int64_t* checked_labels(const Tensor& labels, const Tensor& logits, std::o
 }
 
 const float* checked_floats(const Tensor& tensor, int64_t elements, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() &&
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() &&
                       tensor.numel() == elements,
-                  name, " must be an adjacent float32 CPU tensor of ", elements, " elements");
+                  name, " must be an adjacent float32 tensor of ", elements, " elements");
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 

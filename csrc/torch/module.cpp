@@ -15,6 +15,10 @@
 #define COPILOT_COMPILER "unknown"
 #endif
 
+#ifndef COPILOT_CUDA
+#define COPILOT_CUDA "none"
+#endif
+
 #ifdef NDEBUG
 #define COPILOT_BUILD_TYPE "release"
 #else
@@ -37,7 +41,9 @@ constexpr char kBuiltWith[] =
     "cxx_standard: " COPILOT_TEXT_OF(__cplusplus) "\n"
     "build_type: " COPILOT_BUILD_TYPE
     "\n"
-    "cuda_arch_list: none\n";
+    "cuda: " COPILOT_CUDA
+    "\n"
+    "cuda_arch_list: " COPILOT_CUDA_ARCH_LIST "\n";
 
 }  // namespace
 

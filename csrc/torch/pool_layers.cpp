@@ -9,8 +9,8 @@ namespace {
 Rows rows_of_states(const Tensor& hidden) {
   if (hidden.dim() == 2) return rows_of(hidden, "hidden_states");
   STD_TORCH_CHECK(
-      hidden.is_cpu() && hidden.dim() > 0 && hidden.is_contiguous(),
-      "hidden_states must be contiguous CPU tensors, or two-dimensional ones, their last dimension adjacent");
+      hidden.dim() > 0 && hidden.is_contiguous(),
+      "hidden_states must be contiguous, or two-dimensional ones, their last dimension adjacent");
   return {hidden.const_data_ptr(), hidden.size(-1), dtype_of(hidden, "hidden_states")};
 }
 

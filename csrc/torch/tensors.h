@@ -36,8 +36,8 @@ inline DType dtype_of(const Tensor& tensor, const char* name) {
 }
 
 inline void check_rows(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 2 && (tensor.stride(1) == 1 || tensor.size(1) <= 1), name,
-                  " must be a two-dimensional CPU tensor, its last dimension adjacent");
+  STD_TORCH_CHECK(tensor.dim() == 2 && (tensor.stride(1) == 1 || tensor.size(1) <= 1), name,
+                  " must be two-dimensional, its last dimension adjacent");
 }
 
 inline Rows rows_of(const Tensor& tensor, const char* name) {
@@ -52,8 +52,8 @@ inline MutableRows mutable_rows_of(Tensor& tensor, const char* name) {
 
 // The data of an adjacent int64 tensor.
 inline const int64_t* indices_of(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(), name,
-                  " must be an adjacent int64 CPU tensor");
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(), name,
+                  " must be an adjacent int64 tensor");
   return static_cast<const int64_t*>(tensor.const_data_ptr());
 }
 

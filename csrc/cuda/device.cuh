@@ -1,0 +1,328 @@
+// What the CUDA kernels share. They compile with nvcc, or against emulation.h with a C++ compiler.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "copilot/cuda.h"
+
+#ifdef COPILOT_EMULATION
+#include "emulation.h"
+#else
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdio>
+
+constexpr unsigned kFullMask = 0xFFFFFFFFu;
+#endif
+
+namespace copilot::cuda {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// ---- Launches ----
+
+struct Launch {
+  int64_t blocks;
+  unsigned threads;         // of a block
+  Stream stream = nullptr;  // the default stream
+  unsigned cluster = 1;     // blocks that share their memory, up to 8; more than 1 needs capability 9
+  size_t shared = 0;        // bytes of dynamic_shared()
+};
+
+struct Device {
+  int capability;  // 80 for 8.0
+  int multiprocessors;
+  size_t shared_per_block;  // bytes, at most
+};
+
+#ifdef COPILOT_EMULATION
+
+inline Device current_device() {
+  const char* capability = std::getenv("COPILOT_EMULATED_CAPABILITY");
+  return {capability ? std::atoi(capability) : 90, 132, 227 * 1024};
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
+  if (how.blocks == 0) return;
+  if (how.cluster > 1 && current_device().capability < 90) throw std::runtime_error("clusters need capability 9");
+  emulation::Cluster(dim3{static_cast<unsigned>(how.blocks)}, how.threads, how.cluster, how.shared,
+                     [&] { kernel(static_cast<Parameters>(arguments)...); });
+}
+
+#else
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+inline Device current_device() {
+  int device, major, minor, multiprocessors, shared;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return {10 * major + minor, multiprocessors, static_cast<size_t>(shared)};
+}
+
+// Launches `kernel`; without blocks there is nothing to do.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
+  if (how.blocks == 0) return;
+  if (how.shared > 48 * 1024) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(how.shared)));
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = how.cluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(how.blocks));
+  config.blockDim = dim3(how.threads);
+  config.dynamicSmemBytes = how.shared;
+  config.stream = how.stream;
+  config.attrs = &cluster;
+  config.numAttrs = how.cluster > 1 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+#endif
+
+// ---- Shared memory and clusters ----
+//
+// COPILOT_SHARED(Type, name); declares a variable that the threads of a block share. It is not initialised.
+
+#ifdef COPILOT_EMULATION
+
+#define COPILOT_SHARED(Type, name)  \
+  static const char name##_key = 0; \
+  auto& name = *reinterpret_cast<Type*>(copilot::emulation::current->block->variable(&name##_key, sizeof(Type)))
+
+template <class T>
+T* dynamic_shared() {
+  return reinterpret_cast<T*>(emulation::current->block->dynamic.bytes.get());
+}
+
+inline unsigned cluster_rank() { return emulation::current->block->rank; }
+inline unsigned cluster_size() { return emulation::running->size(); }
+inline void cluster_sync() { emulation::current->block->cluster_barrier.wait(); }
+template <class T>
+T* of_peer(T* address, unsigned rank) {
+  return emulation::of_peer(address, rank);
+}
+
+// Ends the whole grid: an argument that only the device sees is wrong.
+[[noreturn]] inline void refuse(const char* what) { throw std::runtime_error(what); }
+
+#else
+
+#define COPILOT_SHARED(Type, name) __shared__ Type name
+
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ uint4 copilot_dynamic_shared[];
+  return reinterpret_cast<T*>(copilot_dynamic_shared);
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ __forceinline__ unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
+__device__ __forceinline__ unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
+__device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+// The same variable of another block of the cluster. Between cluster_sync()s only: a block that has ended has none.
+template <class T>
+__device__ __forceinline__ T* of_peer(T* address, unsigned rank) {
+  return cooperative_groups::this_cluster().map_shared_rank(address, rank);
+}
+#else
+__device__ __forceinline__ unsigned cluster_rank() { return 0; }
+__device__ __forceinline__ unsigned cluster_size() { return 1; }
+__device__ __forceinline__ void cluster_sync() { __syncthreads(); }
+template <class T>
+__device__ __forceinline__ T* of_peer(T* address, unsigned) {
+  return address;
+}
+#endif
+
+// Ends the whole grid: an argument that only the device sees is wrong.
+[[noreturn]] __device__ __forceinline__ void refuse(const char* what) {
+  printf("copilot: %s\n", what);
+  __trap();
+  __builtin_unreachable();
+}
+
+#endif
+
+// ---- Elements ----
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+
+#ifdef COPILOT_EMULATION
+inline float to_float(Float16 x) { return static_cast<float>(std::bit_cast<_Float16>(x.bits)); }
+#else
+__device__ __forceinline__ float to_float(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+#endif
+
+template <class T>
+__device__ __forceinline__ T from_float(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+#ifdef COPILOT_EMULATION
+  } else if constexpr (std::is_same_v<T, Float16>) {
+    return {std::bit_cast<uint16_t>(static_cast<_Float16>(x))};
+  } else {
+    const uint32_t bits = __float_as_uint(x);
+    return {static_cast<uint16_t>(x != x ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+#else
+  } else if constexpr (std::is_same_v<T, Float16>) {
+    return {__half_as_ushort(__float2half_rn(x))};
+  } else {
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#endif
+  }
+}
+
+// f(T{}) with T the element type.
+template <class F>
+decltype(auto) with_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    case DType::kFloat16:
+      return f(Float16{});
+    default:
+      return f(float{});
+  }
+}
+
+// Sixteen bytes: what one instruction moves.
+template <class T>
+constexpr int kPack = 16 / sizeof(T);
+
+template <class T>
+struct alignas(16) Pack {
+  T at[kPack<T>];
+};
+
+__host__ __device__ __forceinline__ bool is_aligned(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+}
+
+// The elements of `from` that are below `count`, as floats, `fill` behind them. An aligned whole pack is one access;
+// which thread has which element does not depend on that.
+template <class T>
+__device__ __forceinline__ void load_pack(const T* from, int64_t count, bool aligned, float fill, float* values) {
+  if (aligned && count >= kPack<T>) {
+    const uint4 bits = __ldcs(reinterpret_cast<const uint4*>(from));
+    Pack<T> pack;
+    memcpy(&pack, &bits, sizeof(pack));
+#pragma unroll
+    for (int i = 0; i < kPack<T>; ++i) values[i] = to_float(pack.at[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPack<T>; ++i) values[i] = i < count ? to_float(from[i]) : fill;
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_pack(T* to, int64_t count, bool aligned, const float* values) {
+  if (aligned && count >= kPack<T>) {
+    Pack<T> pack;
+#pragma unroll
+    for (int i = 0; i < kPack<T>; ++i) pack.at[i] = from_float<T>(values[i]);
+    uint4 bits;
+    memcpy(&bits, &pack, sizeof(pack));
+    __stcs(reinterpret_cast<uint4*>(to), bits);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPack<T>; ++i) {
+      if (i < count) to[i] = from_float<T>(values[i]);
+    }
+  }
+}
+
+// ---- Reductions: every thread takes part and gets the result, the same to the last bit ----
+
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+  static_assert(sizeof(T) % 4 == 0);
+  uint32_t words[sizeof(T) / 4];
+  memcpy(words, &value, sizeof(T));
+#pragma unroll
+  for (uint32_t& word : words) word = __shfl_xor_sync(kFullMask, word, mask);
+  memcpy(&value, words, sizeof(T));
+  return value;
+}
+
+template <class T>
+__device__ __forceinline__ T broadcast_lane(T value, int lane) {
+  uint32_t words[sizeof(T) / 4];
+  memcpy(words, &value, sizeof(T));
+#pragma unroll
+  for (uint32_t& word : words) word = __shfl_sync(kFullMask, word, lane);
+  memcpy(&value, words, sizeof(T));
+  return value;
+}
+
+// `op` need not commute to the last bit: the first lane's result counts.
+template <class T, class Op>
+__device__ __forceinline__ T warp_reduce(T value, Op op) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) value = op(value, shuffle_xor(value, mask));
+  return broadcast_lane(value, 0);
+}
+
+template <class T>
+struct WarpValues {
+  T of_warp[32];
+};
+
+// Of blocks of whole warps. `nothing` changes no other value.
+template <class T, class Op>
+__device__ __forceinline__ T block_reduce(T value, T nothing, Op op) {
+  using Values = WarpValues<T>;
+  COPILOT_SHARED(Values, values);
+  const unsigned lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  value = warp_reduce(value, op);
+  if (lane == 0) values.of_warp[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = warp_reduce(lane < warps ? values.of_warp[lane] : nothing, op);
+  __syncthreads();
+  return value;
+}
+
+template <class T, class Op>
+__device__ __forceinline__ T cluster_reduce(T value, T nothing, Op op) {
+  value = block_reduce(value, nothing, op);
+  if (cluster_size() == 1) return value;
+  COPILOT_SHARED(T, shared);
+  if (threadIdx.x == 0) shared = value;
+  cluster_sync();
+  value = *of_peer(&shared, 0);
+  for (unsigned rank = 1; rank < cluster_size(); ++rank) value = op(value, *of_peer(&shared, rank));
+  cluster_sync();
+  return value;
+}
+
+// The largest value, or NaN if there is one.
+__device__ __forceinline__ float max_or_nan(float a, float b) { return a != a || a > b ? a : b; }
+
+}  // namespace copilot::cuda
