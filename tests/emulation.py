@@ -1,6 +1,7 @@
 """The CUDA kernels run by the CPU, in place of the CPU's own: their logic is tested where no GPU is.
 
-COPILOT_EMULATION=1 has them loaded before the first test; COPILOT_EMULATED_CAPABILITY=80 emulates a GPU without clusters.
+COPILOT_EMULATION=1 has them loaded before the first test; COPILOT_EMULATED_CAPABILITY=80 emulates a GPU without
+clusters of blocks.
 """
 
 from pathlib import Path

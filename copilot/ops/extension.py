@@ -54,7 +54,8 @@ def _import_kernels() -> str | None:
 def _message(problem: str) -> str:
     """What was built, what was found, and the fix."""
     facts = built_with()
-    built = "copilot {version}, torch {torch}, Python {python}, CUDA {cuda}, {compiler}".format(**facts) if facts else "unknown"
+    known = "copilot {version}, torch {torch}, Python {python}, CUDA {cuda}, {compiler}"
+    built = known.format(**facts) if facts else "unknown"
     return (
         f"copilot's compiled kernels cannot be used: {problem}. Built with: {built}. Found: torch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.machine()}. Fix: {FIX}. Until then the slower plain torch "
