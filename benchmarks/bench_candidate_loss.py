@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_rounds import EAGER, FLOOR, KERNEL, Run, compare, copy_of, written_when_complete
+from kernel_rounds import DEVICE, EAGER, FLOOR, KERNEL, Run, compare, copy_of, written_when_complete
 from torch import Tensor
 
 from copilot.ops import Mistakes, candidate_loss, reference
@@ -34,7 +34,8 @@ def figures(write_results: Any) -> Iterator[dict[str, Any]]:
 
 
 def mistakes_of_random_logits(dense: bool) -> Mistakes:
-    logits = 2 * torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    logits = 2 * torch.randn(ROWS, VOCABULARY, generator=generator, device=DEVICE)
     _, kept = reference.mistake_cross_entropy(logits, logits.argmax(1), K, -100)
     if not dense:
         return kept
@@ -43,7 +44,8 @@ def mistakes_of_random_logits(dense: bool) -> Mistakes:
 
 
 def forward_and_backward(loss: Callable[[Mistakes, Tensor], Tensor], mistakes: Mistakes) -> Run:
-    delta = torch.randn(mistakes.top_prob.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    delta = torch.randn(mistakes.top_prob.shape, generator=generator, device=DEVICE).requires_grad_()
 
     def run() -> None:
         delta.grad = None

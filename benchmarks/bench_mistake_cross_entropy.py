@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_rounds import COMPILED, EAGER, FLOOR, KERNEL, REFERENCE, compare, written_when_complete
+from kernel_rounds import COMPILED, DEVICE, EAGER, FLOOR, KERNEL, REFERENCE, compare, written_when_complete
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,6 +62,11 @@ def peak_memory(step: Step, logits: Tensor) -> int:
 
     Counted where torch allocates; what the kernel keeps beside that is some KiB a thread.
     """
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(logits)
+        return torch.cuda.max_memory_allocated() - before
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         result = step(logits)
     events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
@@ -81,10 +86,10 @@ def figures(write_results: Any) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def test_forward_and_backward(benchmark: Any, figures: dict[str, Any], shape: tuple[int, int], dtype: str) -> None:
     """Time of every variant on fresh logits, and its peak memory."""
-    generator = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(shape, generator=generator)).to(DTYPES[dtype])
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    logits = (3 * torch.randn(shape, generator=generator, device=DEVICE)).to(DTYPES[dtype])
     scratch = logits.clone()
-    steps = variants(torch.randint(shape[1], shape[:1], generator=generator))
+    steps = variants(torch.randint(shape[1], shape[:1], generator=generator, device=DEVICE))
     runs = {name: lambda step=step: step(scratch) for name, step in steps.items()}
     case = compare(benchmark, runs, 2 * logits.nbytes, budget=4.0, prepare=lambda: scratch.copy_(logits))
     for name, step in steps.items():

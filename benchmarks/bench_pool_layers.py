@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_rounds import EAGER, FLOOR, KERNEL, REFERENCE, compare, copy_of, written_when_complete
+from kernel_rounds import DEVICE, EAGER, FLOOR, KERNEL, REFERENCE, compare, copy_of, written_when_complete
 from torch import Tensor
 
 from copilot.ops import pool_layers, reference
@@ -39,7 +39,7 @@ def stack_and_mean(layers: list[Tensor]) -> Tensor:
 def test_pool_layers(benchmark: Any, figures: dict[str, Any], name: str) -> None:
     """The mean over the layers, without gradient, as the Mistake Log takes it; the reference is a running sum."""
     count, rows, width, dtype = CASES[name]
-    layers = [torch.randn(rows, width).to(dtype) for _ in range(count)]
+    layers = [torch.randn(rows, width, device=DEVICE).to(dtype) for _ in range(count)]
     moved = sum(hidden.nbytes for hidden in layers) + rows * width * 4
     runs = {
         KERNEL: lambda: pool_layers(layers),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_rounds import COMPILED, EAGER, FLOOR, KERNEL, Run, compare, written_when_complete
+from kernel_rounds import COMPILED, DEVICE, EAGER, FLOOR, KERNEL, Run, compare, written_when_complete
 from torch import Tensor
 
 from copilot.ops import rectify, reference
@@ -44,7 +44,7 @@ def variants(logits: Tensor, delta: Tensor, index: Tensor | None) -> dict[str, R
     compiled = torch.compile(reference.rectify, fullgraph=True, dynamic=False)
 
     def move() -> Tensor:
-        out = torch.empty(logits.shape)
+        out = torch.empty(logits.shape, device=logits.device)
         return out.copy_(logits) if index is not None else torch.add(logits, delta, out=out)
 
     return {
@@ -61,10 +61,11 @@ def variants(logits: Tensor, delta: Tensor, index: Tensor | None) -> dict[str, R
 def test_rectify(benchmark: Any, figures: dict[str, Any], shape: tuple[int, int], kind: str) -> None:
     """The default mode; candidates are the Pilot's most likely tokens, as in decoding."""
     dtype, k = KINDS[kind]
-    generator = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(shape, generator=generator)).to(dtype)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    logits = (3 * torch.randn(shape, generator=generator, device=DEVICE)).to(dtype)
     index = None if k is None else logits.topk(k, dim=-1).indices
-    delta = torch.randn(logits.shape if index is None else index.shape, generator=generator).to(dtype)
+    kept = logits.shape if index is None else index.shape
+    delta = torch.randn(kept, generator=generator, device=DEVICE).to(dtype)
     moved = logits.numel() * (logits.element_size() * (1 if index is not None else 2) + 4)
     case = compare(benchmark, variants(logits, delta, index), moved, budget=1.5)
     figures[f"N = {shape[0]}, V = {shape[1]}, {kind}"] = case

@@ -16,6 +16,10 @@ from copilot.ops import extension
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
 SHORTEST = 1e-3  # seconds of a measurement; a faster variant runs several times in it
 
+# Where the benchmarks run.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FLUSHED = 512 * 2**20  # bytes written before a run on a GPU: more than its L2 cache
+
 KERNEL, EAGER, COMPILED, REFERENCE = "kernel", "eager", "torch.compile", "reference"
 FLOOR = "copy of the same bytes"
 
@@ -26,6 +30,7 @@ Run = Callable[[], Any]
 def written_when_complete(write_results: Any, name: str, n_cases: int, **settings: Any) -> Iterator[dict[str, Any]]:
     """Figures by case, written down as `name` when all cases have been measured."""
     assert extension.LOADED, extension.NOT_LOADED_BECAUSE
+    assert DEVICE.type == "cpu" or extension.CUDA, "built without CUDA"
     found: dict[str, Any] = {"settings": settings, "cases": {}}
     yield found["cases"]
     if len(found["cases"]) == n_cases:
@@ -34,17 +39,33 @@ def written_when_complete(write_results: Any, name: str, n_cases: int, **setting
 
 def copy_of(moved: int) -> Run:
     """A copy between two tensors that reads and writes `moved` bytes in all."""
-    source = torch.ones(moved // 8)
+    source = torch.ones(moved // 8, device=DEVICE)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
 
 def seconds_of(run: Run, repeats: int) -> float:
-    """Seconds a run."""
+    """Seconds a run: of the clock, or on a GPU of its own events, with a cold L2 cache."""
+    if DEVICE.type == "cuda":
+        return sum(seconds_on_gpu(run) for _ in range(repeats)) / repeats
     started = time.perf_counter()
     for _ in range(repeats):
         run()
     return (time.perf_counter() - started) / repeats
+
+
+def seconds_on_gpu(run: Run) -> float:
+    """Seconds from the start of a run's first kernel to the end of its last.
+
+    While the GPU empties its cache, the CPU gets ahead: the launches themselves are not counted.
+    """
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.empty(FLUSHED, dtype=torch.uint8, device=DEVICE).zero_()
+    started.record()
+    run()
+    ended.record()
+    ended.synchronize()
+    return started.elapsed_time(ended) / 1e3
 
 
 def compare(

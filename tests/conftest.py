@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 import emulation
+import gpu
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -20,6 +21,8 @@ from transformers import (
 
 if os.environ.get("COPILOT_EMULATION") == "1":
     emulation.load()
+if os.environ.get("COPILOT_TEST_GPU") == "1":
+    SENT = gpu.load()
 
 VOCABULARY = ["<pad>", "<eos>", "<bos>", "<unk>", "<user>", "<assistant>", "<end>", *(f"w{i}" for i in range(121))]
 CHAT_TEMPLATE = (

@@ -21,7 +21,8 @@
 namespace copilot {
 
 // The GPU of a tensor: current as long as this lives.
-class Gpu {
+// Not seen outside of the extension, as its member is not.
+class __attribute__((visibility("hidden"))) Gpu {
  public:
 #ifdef COPILOT_EMULATION
   explicit Gpu(const Tensor& tensor) : device_(tensor.get_device_index()) {}

@@ -1,0 +1,73 @@
+"""rectify_sample against the chain that it replaces: log p~, the warpers, a draw.
+
+    python -m pytest benchmarks/bench_rectify_sample.py --benchmark-only --results benchmarks/results/cpu
+
+About two minutes on two cores, most of them torch.compile's. The chain draws with torch.multinomial, and warps as
+transformers does, by sorting; greedily it is an argmax. The floor is a copy that moves as many bytes as must be moved:
+z read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from kernel_rounds import COMPILED, DEVICE, EAGER, FLOOR, KERNEL, compare, copy_of, written_when_complete
+from torch import Tensor
+
+from copilot.ops import rectify_sample, reference, reference_sampling
+
+VOCABULARY, K, STRENGTH = 128256, 32, 0.3
+ROWS = (1, 8, 64)
+DRAWS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "temperature 0.8": {"temperature": 0.8},
+    "temperature 0.8, top-k 50, top-p 0.95": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
+}
+
+
+@pytest.fixture(scope="module")
+def figures(write_results: Any) -> Iterator[dict[str, Any]]:
+    """What the benchmarks found, by case."""
+    count = len(ROWS) * len(DRAWS)
+    settings = {"rectifier": "simplex", "strength": STRENGTH, "vocabulary": VOCABULARY, "candidates": K}
+    with written_when_complete(write_results, "rectify_sample", count, **settings) as cases:
+        yield cases
+
+
+def chain(
+    temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """From z, delta and index to a token of every row, in plain torch."""
+
+    def draw(logits: Tensor, delta: Tensor, index: Tensor) -> Tensor:
+        log_prob = reference.rectify(logits, delta, STRENGTH, index, "simplex", "probability")
+        if temperature == 0:
+            return log_prob.argmax(-1)
+        return reference_sampling.warp(log_prob, temperature, top_k, top_p).softmax(-1).multinomial(1)
+
+    return draw
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.parametrize("rows", ROWS)
+@torch.no_grad()
+def test_rectify_sample(benchmark: Any, figures: dict[str, Any], rows: int, kind: str) -> None:
+    """The default mode; candidates are the Pilot's most likely tokens, as in decoding."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    logits = 3 * torch.randn(rows, VOCABULARY, generator=generator, device=DEVICE)
+    index = logits.topk(K, dim=-1).indices
+    delta = torch.randn(rows, K, generator=generator, device=DEVICE)
+    seed, offset = torch.zeros(2, 1, dtype=torch.int64, device=DEVICE)
+    eager = chain(**DRAWS[kind])
+    torch.compiler.reset()
+    compiled = torch.compile(eager, dynamic=False)
+    runs = {
+        KERNEL: lambda: rectify_sample(logits, delta, STRENGTH, index=index, seed=seed, offset=offset, **DRAWS[kind]),
+        EAGER: lambda: eager(logits, delta, index),
+        COMPILED: lambda: compiled(logits, delta, index),
+        FLOOR: copy_of(logits.nbytes),
+    }
+    figures[f"N = {rows}, {kind}"] = compare(benchmark, runs, logits.nbytes, budget=3.0)
