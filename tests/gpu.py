@@ -1,4 +1,4 @@
-"""The CUDA kernels in place of the CPU's: COPILOT_TEST_GPU=1 sends what the kernels' tests compute to the GPU and back."""
+"""The CUDA kernels in place of the CPU's: COPILOT_TEST_GPU=1 sends what their tests compute to the GPU and back."""
 
 from __future__ import annotations
 
