@@ -1,16 +1,18 @@
 // log p~ of Eq. 8 by blocks that hold slices of rows: all of rectify but its kernels, which rectify_sample shares. The
 // mathematics are those of csrc/cpu/rectify.h; z, w and p~ mean what they mean there.
 //
-// A row is split into slices of adjacent tokens, of a length that follows from V alone, and a block holds one slice of z
-// as floats in shared memory. Its thread t owns the packs t, t + threads, ... of four elements, whatever the dtype and
-// the alignment, so that a sum has one order. w is never held beside z: a dense delta is added where it is needed, and
-// candidates take their places in the slice for w's sums, which only the threads compute that own such a place; the
+// A row is split into slices of adjacent tokens, of a length that follows from V alone, and a block holds one slice of
+// z as floats in shared memory. Its thread t owns the packs t, t + threads, ... of four elements, whatever the dtype
+// and the alignment, so that a sum has one order. w is never held beside z: a dense delta is added where it is needed,
+// and candidates take their places in the slice for w's sums, which only the threads compute that own such a place; the
 // sums of all others are those of z. Without any correction the sums of w are therefore those of z, to the last bit.
 //
 // The blocks of a row exchange their sums within a cluster where the GPU has clusters and the slices fit; else through
 // memory, one launch after the other (rectify_sums).
 
 #pragma once
+
+#include <algorithm>
 
 #include "device.cuh"
 
@@ -32,8 +34,7 @@ constexpr int64_t kMostSlices = 8;       // more only where the slices would not
 constexpr size_t kSharedBesideSlice = 16 * 1024;
 
 // Follows from the vocabulary and the GPU alone, as results do.
-inline SliceSplit split_of(int64_t vocabulary) {
-  const Device device = current_device();
+inline SliceSplit split_of(int64_t vocabulary, const Device& device) {
   const int64_t longest = (device.shared_per_block - kSharedBesideSlice) / sizeof(float) / 64 * 64;
   int64_t slices = 1;
   while ((slices < kMostSlices && vocabulary > slices * kSliceLength) || vocabulary > slices * longest) slices *= 2;
@@ -67,14 +68,15 @@ struct Rectification {
 
 // `scratch` has rectify_scratch() bytes.
 inline Rectification rectification(const RectifyInputs& inputs, void* scratch) {
+  const Device device = current_device();
   Rectification job{};
   job.inputs = inputs;
-  job.split = split_of(inputs.vocabulary);
-  const size_t slice_bytes = job.split.length * sizeof(float);
-  job.threads = std::min<unsigned>(kSliceThreads, (job.split.length / 16 + 31) / 32 * 32 + (job.split.length == 0) * 32);
+  job.split = split_of(inputs.vocabulary, device);
+  job.threads = std::clamp<unsigned>((job.split.length / 16 + 31) / 32 * 32, 32, kSliceThreads);
   job.dense = inputs.index == nullptr && inputs.delta.data != nullptr;
-  // Only if two blocks fit on a multiprocessor all the same; else the second reading of delta comes from L2.
-  job.holds_delta = job.dense && 2 * (2 * slice_bytes + kSharedBesideSlice) <= current_device().shared_per_block;
+  // Only if two blocks fit on a multiprocessor all the same; else delta is read again, from L2.
+  const size_t held = 2 * job.split.length * sizeof(float) + kSharedBesideSlice;
+  job.holds_delta = job.dense && job.split.cluster && 2 * held <= device.shared_per_block;
   job.strength = static_cast<float>(inputs.strength);
   job.rest = static_cast<float>(1.0 - inputs.strength);
   job.slice_sums = static_cast<SliceSums*>(scratch);
@@ -101,8 +103,21 @@ void rectify_sums(const Rectification& job, Stream stream);
 
 // ---- Sums of exponentials ----
 
-constexpr SumExp kNoSum{-kInfinity, 0.0f};
-constexpr SliceSums kNoSums{kNoSum, kNoSum};
+__device__ __forceinline__ SumExp no_sum() { return {-kInfinity, 0.0f}; }
+
+// Of packs of four.
+template <int kCount>
+__device__ __forceinline__ void add(SumExp& to, const float (&values)[kCount]) {
+  float max = to.max;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) max = fmaxf(max, values[i]);
+  const float shift = max == -kInfinity ? 0.0f : max;
+  float sums[4] = {};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sums[i % 4] += expf(values[i] - shift);
+  to.sum = fmaf(to.sum, expf(to.max - shift), (sums[0] + sums[1]) + (sums[2] + sums[3]));
+  to.max = max;
+}
 
 __device__ __forceinline__ SumExp merge(SumExp a, SumExp b) {
   const float factor = a.max == b.max ? 1.0f : expf(-fabsf(a.max - b.max));
@@ -166,8 +181,8 @@ __device__ __forceinline__ float log_mean(float difference, float weight, float 
 // log p~ of the simplex mixture, the larger of p and q factored out.
 __device__ __forceinline__ float mix(const Rectification& job, float log_p, float log_q, float difference) {
   const bool q_is_larger = difference > 0.0f;
-  const float mean = log_mean(-fabsf(difference), q_is_larger ? job.rest : job.strength,
-                              q_is_larger ? job.strength : job.rest);
+  const float mean =
+      log_mean(-fabsf(difference), q_is_larger ? job.rest : job.strength, q_is_larger ? job.strength : job.rest);
   return (q_is_larger ? log_q : log_p) + mean;
 }
 
@@ -205,11 +220,43 @@ __device__ __forceinline__ float rectified(const Rectification& job, const Solut
   return log_p == -kInfinity ? log_q : mix(job, log_p, log_q, log_q - log_p);
 }
 
+// ---- Rows in memory ----
+
+// f(elements), a pointer to the row's.
+template <class F>
+__device__ __forceinline__ void with_row(const Rows& rows, int64_t row, F&& f) {
+  switch (rows.dtype) {
+    case DType::kBFloat16:
+      return f(static_cast<const BFloat16*>(rows.data) + row * rows.stride);
+    case DType::kFloat16:
+      return f(static_cast<const Float16*>(rows.data) + row * rows.stride);
+    default:
+      return f(static_cast<const float*>(rows.data) + row * rows.stride);
+  }
+}
+
+// The elements of `from` that are below `count`, up to four, as floats, and 0 behind them. They stay in the cache.
+template <class T>
+__device__ __forceinline__ void load_four(const T* from, int count, float* values) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
+  T four[4];
+  if (count >= 4 && reinterpret_cast<uintptr_t>(from) % sizeof(Bits) == 0) {
+    const Bits bits = __ldg(reinterpret_cast<const Bits*>(from));
+    memcpy(four, &bits, sizeof(bits));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = i < count ? from[i] : T{};
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) values[i] = to_float(four[i]);
+}
+
 // ---- A row's slice ----
 
-enum class Exchange { kCluster, kMemory };  // of sums, between the blocks of a row
+// How the blocks of a row learn each other's sums.
+enum class Exchange { kCluster, kMemory };
 
-// What a block does with its slice. All threads call every function. First load(), then solve(), then each_pack() and
+// What a block does with its slice. All threads call every function: load(), then solve(), then each_pack() and
 // each_candidate(), or finish().
 class RowSlice {
  public:
@@ -217,37 +264,342 @@ class RowSlice {
       : job_(job),
         row_(blockIdx.x / job.split.slices),
         slice_(static_cast<int>(blockIdx.x % job.split.slices)),
-        first_(slice_ * job.split.length),
-        count_(static_cast<int>(min(int64_t{job.split.length}, job.inputs.vocabulary - first_))),
-        z_(dynamic_shared<float>()) {}
+        first_(slice_ * job.split.length) {
+    const int64_t left = job.inputs.vocabulary - first_;
+    count_ = left < job.split.length ? static_cast<int>(left) : job.split.length;
+  }
 
   __device__ __forceinline__ int64_t row() const { return row_; }
-  __device__ __forceinline__ int slice() const { return slice_; }
   // The slice's tokens are first() to before first() + count().
   __device__ __forceinline__ int first() const { return first_; }
   __device__ __forceinline__ int count() const { return count_; }
-  // z of the slice; log p~ after finish(). Up to a whole pack of four there is -infinity behind it.
-  __device__ __forceinline__ float* values() const { return z_; }
 
-  // Reads z. The slice is there for all threads after it.
-  __device__ void load();
+  // z of the slice, or w of the logit fusion; after finish() log p~. -infinity follows to the end of a pack of four, or
+  // NaN in a row of NaN.
+  __device__ __forceinline__ float* values() const { return dynamic_shared<float>(); }
 
-  // The row's solution, the same in all its blocks.
+  // Reads the slice, for all threads.
+  __device__ __forceinline__ void load() {
+    if (threadIdx.x < job_.inputs.n_candidates) own_candidate_ = load_candidate(threadIdx.x);
+    changed()[threadIdx.x] = false;
+    with_row(job_.inputs.logits, row_, [&](const auto* row) { load_logits(row + first_); });
+    __syncthreads();
+    if (is_logit()) correct_in_place();
+  }
+
+  // What the blocks of a row share, after load(). kMemory: rectify_sums has run.
   template <Exchange exchange>
-  __device__ Solution solve();
+  __device__ __forceinline__ Solution solve() {
+    SliceSums sums;
+    if constexpr (exchange == Exchange::kCluster) {
+      sums = cluster_reduce(own_sums(), SliceSums{no_sum(), no_sum()}, MergeSums{});
+    } else {
+      sums = stored_sums();
+    }
+    Solution solution{};
+    solution.pilot = logarithm(sums.pilot);
+    solution.corrected = logarithm(sums.corrected);
+    solution.max = solution.corrected.max;
+    solution.shift = solution.corrected.log_sum;
+    if (is_linear()) {
+      solve_linear(solution, total_moved<exchange>(solution.pilot));
+    } else if (!is_logit()) {
+      solve_simplex(solution);
+    }
+    return solution;
+  }
 
-  // What the other blocks of the row need from this one, where they exchange in memory; see rectify_sums.
-  __device__ void store_sums();
-  __device__ void store_mass();
-
-  // f(at, values) for the packs that this thread owns: log p~ of four tokens, the first of them first() + at. Those of
-  // candidates are wrong; behind the slice's end they are -infinity or NaN.
+  // f(at, values) for the packs that this thread owns, after solve(): log p~ of the four tokens from first() + at on.
+  // Those of candidates are wrong, each_candidate() has them; behind the slice's end see values().
   template <class F>
-  __device__ void each_pack(const Solution& solution, F&& f) const;
+  __device__ __forceinline__ void each_pack(const Solution& solution, F&& f) const {
+    for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
+      Pack<float> four = pack_of(values(), pack);
+      if (job_.dense && !is_logit()) {
+        const Pack<float> delta = delta_of(pack);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four.at[i] = rectified(job_, solution, four.at[i], delta.at[i]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four.at[i] = four.at[i] - solution.max - solution.shift;
+      }
+      f(4 * pack, four.at);
+    }
+  }
 
-  // f(at, value) for every candidate of the slice, shared among the threads: its log p~.
+  // f(at, value), after each_pack() of all threads, for the candidates of the slice, which the threads share: log p~ of
+  // the token first() + at.
   template <class F>
-  __device__ void each_candidate(const Solution& solution, F&& f) const;
+  __device__ __forceinline__ void each_candidate(const Solution& solution, F&& f) const {
+    if (job_.inputs.n_candidates == 0 || is_logit()) return;
+    __syncthreads();
+    each_candidate_of_row([&](const Candidate& candidate) {
+      const int at = candidate.token - first_;
+      if (at >= 0 && at < count_) f(at, rectified(job_, solution, candidate.z, candidate.delta));
+    });
+  }
 
-  // Replaces the slice by its log p~, for all threads. Behind its end stays -infinity.
-  __device__ void finish(const Solution& solution);
+  // Replaces the slice by its log p~, for all threads.
+  __device__ __forceinline__ void finish(const Solution& solution) {
+    each_pack(solution, [&](int at, const float* four) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values()[at + i] = four[i];
+    });
+    each_candidate(solution, [&](int at, float value) { values()[at] = value; });
+    __syncthreads();
+  }
+
+  // For the other blocks of the row, after load(); see rectify_sums.
+  __device__ __forceinline__ void store_sums() {
+    const SliceSums sums = block_reduce(own_sums(), SliceSums{no_sum(), no_sum()}, MergeSums{});
+    if (threadIdx.x == 0) job_.slice_sums[blockIdx.x] = sums;
+  }
+  __device__ __forceinline__ void store_mass() {
+    const float mass = block_reduce(own_mass(logarithm(stored_sums().pilot)), 0.0f, Add{});
+    if (threadIdx.x == 0) job_.slice_masses[blockIdx.x] = mass;
+  }
+
+ private:
+  static constexpr int kPacksAtOnce = 4;  // that a thread reads before it computes
+
+  struct Candidate {
+    int token;
+    float z, delta;
+  };
+
+  __device__ __forceinline__ bool is_logit() const { return job_.inputs.rectifier == Rectifier::kLogit; }
+  __device__ __forceinline__ bool is_linear() const { return job_.inputs.rectifier == Rectifier::kLinear; }
+
+  // ---- Memory ----
+
+  __device__ __forceinline__ int packs() const { return (count_ + 3) / 4; }
+
+  __device__ __forceinline__ float* held_delta() const { return values() + job_.split.length; }
+
+  // Whether any of a thread's places was changed by a candidate.
+  __device__ __forceinline__ static bool* changed() {
+    COPILOT_SHARED(Flags, flags);
+    return flags.of_thread;
+  }
+  struct Flags {
+    bool of_thread[kSliceThreads];
+  };
+
+  __device__ __forceinline__ static Pack<float>& pack_of(float* shared, int pack) {
+    return reinterpret_cast<Pack<float>*>(shared)[pack];
+  }
+
+  // With -infinity behind the end.
+  template <class T>
+  __device__ __forceinline__ void load_logits(const T* from) {
+    const bool aligned = is_aligned(from);
+    const int all = (count_ + kPack<T> - 1) / kPack<T>;
+    for (int start = threadIdx.x; start < all; start += kPacksAtOnce * blockDim.x) {
+      float read[kPacksAtOnce][kPack<T>];
+#pragma unroll
+      for (int i = 0; i < kPacksAtOnce; ++i) {
+        const int at = kPack<T> * (start + i * blockDim.x);
+        load_pack(from + at, count_ - at, aligned, -kInfinity, read[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kPacksAtOnce; ++i) {
+        const int pack = start + i * blockDim.x;
+        if (pack < all) memcpy(&pack_of(values(), pack * (kPack<T> / 4)), read[i], sizeof(read[i]));
+      }
+    }
+  }
+
+  __device__ __forceinline__ Pack<float> load_delta(int pack) const {
+    Pack<float> four{};
+    with_row(job_.inputs.delta, row_,
+             [&](const auto* row) { load_four(row + first_ + 4 * pack, count_ - 4 * pack, four.at); });
+    return four;
+  }
+
+  __device__ __forceinline__ Pack<float> delta_of(int pack) const {
+    return job_.holds_delta ? pack_of(held_delta(), pack) : load_delta(pack);
+  }
+
+  // Of all candidates of the row.
+  __device__ __forceinline__ Candidate load_candidate(int64_t i) const {
+    const int64_t at = row_ * job_.inputs.n_candidates + i;
+    const int64_t token = job_.inputs.index[at];
+    if (token < 0 || token >= job_.inputs.vocabulary) refuse_outside("index", job_.inputs.vocabulary);
+    Candidate candidate{static_cast<int>(token), 0.0f, static_cast<const float*>(job_.inputs.delta.data)[at]};
+    with_row(job_.inputs.logits, row_, [&](const auto* row) { candidate.z = to_float(row[token]); });
+    return candidate;
+  }
+
+  template <class F>
+  __device__ __forceinline__ void each_candidate_of_row(F&& f) const {
+    for (int64_t i = threadIdx.x; i < job_.inputs.n_candidates; i += blockDim.x) {
+      f(i == threadIdx.x ? own_candidate_ : load_candidate(i));
+    }
+  }
+
+  // ---- w ----
+
+  __device__ __forceinline__ void put_candidates() {
+    each_candidate_of_row([&](const Candidate& candidate) {
+      const int at = candidate.token - first_;
+      if (at < 0 || at >= count_) return;
+      values()[at] = corrected(job_, candidate.z, candidate.delta);
+      changed()[at / 4 % blockDim.x] = true;
+    });
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void correct_in_place() {
+    if (job_.dense) {
+      for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
+        const Pack<float> delta = load_delta(pack);
+        Pack<float>& four = pack_of(values(), pack);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four.at[i] = corrected(job_, four.at[i], delta.at[i]);
+      }
+    } else if (job_.inputs.n_candidates > 0) {
+      put_candidates();
+    }
+  }
+
+  // ---- This thread's sums ----
+
+  // f(first pack) for every kPacksAtOnce of this thread's packs; they are blockDim.x apart.
+  template <class F>
+  __device__ __forceinline__ void each_group(F&& f) const {
+    for (int start = threadIdx.x; start < packs(); start += kPacksAtOnce * blockDim.x) f(start);
+  }
+
+  __device__ __forceinline__ void read_group(int start, float (&into)[4 * kPacksAtOnce]) const {
+#pragma unroll
+    for (int i = 0; i < kPacksAtOnce; ++i) {
+      const int pack = start + i * blockDim.x;
+      Pack<float> four{-kInfinity, -kInfinity, -kInfinity, -kInfinity};
+      if (pack < packs()) four = pack_of(values(), pack);
+      memcpy(into + 4 * i, &four, sizeof(four));
+    }
+  }
+
+  __device__ __forceinline__ SumExp sum_of_slice() const {
+    SumExp sum = no_sum();
+    each_group([&](int start) {
+      float group[4 * kPacksAtOnce];
+      read_group(start, group);
+      add(sum, group);
+    });
+    return sum;
+  }
+
+  __device__ __forceinline__ SliceSums sums_with_dense_delta() {
+    SliceSums sums{no_sum(), no_sum()};
+    each_group([&](int start) {
+      Pack<float> delta[kPacksAtOnce];
+#pragma unroll
+      for (int i = 0; i < kPacksAtOnce; ++i) delta[i] = load_delta(start + i * blockDim.x);
+      if (job_.holds_delta) {
+#pragma unroll
+        for (int i = 0; i < kPacksAtOnce; ++i) {
+          const int pack = start + i * blockDim.x;
+          if (pack < packs()) pack_of(held_delta(), pack) = delta[i];
+        }
+      }
+      float group[4 * kPacksAtOnce];
+      read_group(start, group);
+      add(sums.pilot, group);
+#pragma unroll
+      for (int i = 0; i < 4 * kPacksAtOnce; ++i) group[i] = corrected(job_, group[i], delta[i / 4].at[i % 4]);
+      add(sums.corrected, group);
+    });
+    return sums;
+  }
+
+  __device__ __forceinline__ SliceSums own_sums() {
+    if (is_logit()) return {no_sum(), sum_of_slice()};
+    if (job_.dense) return sums_with_dense_delta();
+    const SumExp pilot = sum_of_slice();
+    if (job_.inputs.n_candidates == 0) return {pilot, pilot};
+    __syncthreads();
+    put_candidates();
+    return {pilot, changed()[threadIdx.x] ? sum_of_slice() : pilot};
+  }
+
+  // Of the linear p~'s corrected entries, after own_sums() where delta is held.
+  __device__ __forceinline__ float own_mass(LogSum pilot) const {
+    float mass = 0.0f;
+    for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
+      const Pack<float> z = pack_of(values(), pack), delta = delta_of(pack);
+      float four[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) four[i] = moved_only(job_, pilot, z.at[i], delta.at[i]);
+      mass += (four[0] + four[1]) + (four[2] + four[3]);
+    }
+    return mass;
+  }
+
+  // ---- The row ----
+
+  // In the order of cluster_reduce.
+  __device__ __forceinline__ SliceSums stored_sums() const {
+    const SliceSums* of_row = job_.slice_sums + row_ * job_.split.slices;
+    SliceSums sums = of_row[0];
+    for (int i = 1; i < job_.split.slices; ++i) sums = MergeSums{}(sums, of_row[i]);
+    return sums;
+  }
+
+  __device__ __forceinline__ float stored_mass() const {
+    const float* of_row = job_.slice_masses + row_ * job_.split.slices;
+    float mass = of_row[0];
+    for (int i = 1; i < job_.split.slices; ++i) mass += of_row[i];
+    return mass;
+  }
+
+  // The mass of the linear p~'s corrected entries.
+  template <Exchange exchange>
+  __device__ __forceinline__ float total_moved(LogSum pilot) const {
+    if (!job_.dense) return total_of_candidates(pilot);
+    return exchange == Exchange::kCluster ? cluster_reduce(own_mass(pilot), 0.0f, Add{}) : stored_mass();
+  }
+
+  // Every block adds those of the whole row, as integers: any order of candidates gives the same sum.
+  __device__ __forceinline__ float total_of_candidates(LogSum pilot) const {
+    float largest = 0.0f;
+    each_candidate_of_row([&](const Candidate& candidate) {
+      largest = max_or_nan(moved_only(job_, pilot, candidate.z, candidate.delta), largest);
+    });
+    largest = block_reduce(largest, 0.0f, [](float a, float b) { return max_or_nan(a, b); });
+    if (!(largest > 0.0f && largest < kInfinity)) return largest;
+    const int scale = 40 - ilogbf(largest);  // 2^22 of them stay below 2^63
+    int64_t total = 0;
+    each_candidate_of_row([&](const Candidate& candidate) {
+      total += llrintf(scalbnf(moved_only(job_, pilot, candidate.z, candidate.delta), scale));
+    });
+    return scalbnf(static_cast<float>(block_reduce(total, int64_t{0}, Add{})), -scale);
+  }
+
+  // ---- Solutions ----
+
+  __device__ __forceinline__ void solve_simplex(Solution& row) const {
+    // log q - log p of every entry without correction
+    const float difference = row.pilot.max - row.corrected.max + (row.pilot.log_sum - row.corrected.log_sum);
+    const LogSum larger = difference > 0.0f ? row.corrected : row.pilot;
+    row.max = larger.max;
+    row.shift = larger.log_sum - mix(job_, 0.0f, 0.0f, difference);
+  }
+
+  __device__ __forceinline__ void solve_linear(Solution& row, float mass) const {
+    const float log_rest = row.corrected.max - row.pilot.max + (row.corrected.log_sum - row.pilot.log_sum);
+    const float total = (row.corrected.max == -kInfinity ? 0.0f : expf(log_rest)) + mass;
+    row.all_zero = total == 0.0f;
+    row.log_total = row.all_zero ? 0.0f : logf(total);
+    row.max = row.pilot.max;
+    row.shift = row.pilot.log_sum + row.log_total;
+  }
+
+  const Rectification& job_;
+  const int64_t row_;
+  const int slice_, first_;
+  int count_;
+  Candidate own_candidate_{};  // the candidate threadIdx.x of the row
+};
+
+}  // namespace copilot::cuda

@@ -11,4 +11,9 @@ namespace copilot::cuda {
 
 using Stream = CUstream_st*;  // cudaStream_t
 
+// Log p~ of every row; candidates are float32 and adjacent, in any order. `out` is (rows, vocabulary), adjacent, and
+// `scratch` has rectify_scratch() bytes, which may be none.
+void rectify(const RectifyInputs& inputs, float* out, void* scratch, Stream stream);
+int64_t rectify_scratch(int64_t rows, int64_t vocabulary);
+
 }  // namespace copilot::cuda

@@ -65,6 +65,17 @@ struct CandidateLossBackward {
 
 enum class Rectifier : int { kSimplex, kLinear, kLogit };
 
+// What rectify and rectify_sample are given.
+struct RectifyInputs {
+  Rows logits;           // (rows, vocabulary)
+  Rows delta;            // (rows, vocabulary) where `index` is null, else (rows, n_candidates); data null: none
+  const int64_t* index;  // (rows, n_candidates), adjacent: the tokens of `delta`
+  int64_t n_candidates;
+  int64_t rows, vocabulary;
+  Rectifier rectifier;
+  double strength;
+};
+
 struct Candidate {
   int64_t token;
   float delta;
