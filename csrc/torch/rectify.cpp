@@ -7,7 +7,7 @@ namespace {
 
 Tensor rectify_cpu(Tensor pilot_logits, Tensor delta, std::optional<Tensor> index, double strength,
                    std::string rectifier, std::string fusion) {
-  const RectifyWork work(pilot_logits, delta, index, strength, rectifier, fusion);
+  const RectifyWork work(rectify_inputs(pilot_logits, delta, index, strength, rectifier, fusion));
   const int64_t rows = work.rows(), vocabulary = work.vocabulary();
   Tensor out = empty({rows, vocabulary}, ScalarType::Float, pilot_logits);
   if (rows < 4 * static_cast<int64_t>(torch::stable::get_num_threads())) {

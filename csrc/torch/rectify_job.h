@@ -2,24 +2,20 @@
 
 #pragma once
 
-#include "tensors.h"
+#include "rectify_inputs.h"
 
 namespace copilot {
 
-// The k candidates of every row, in the order of their tokens.
-inline std::vector<Candidate> candidates_of(const Tensor& index, const Tensor& delta, int64_t rows,
-                                            int64_t vocabulary) {
-  STD_TORCH_CHECK(index.dim() == 2 && index.size(0) == rows, "index must be (N, k)");
-  STD_TORCH_CHECK(delta.scalar_type() == ScalarType::Float && delta.is_contiguous(),
-                  "delta must be float32 and adjacent where index is given");
-  const int64_t* tokens = indices_of(index, "index");
-  const float* deltas = static_cast<const float*>(delta.const_data_ptr());
-  const int64_t kept = index.size(1);
+// The candidates of every row, in the order of their tokens.
+inline std::vector<Candidate> candidates_of(const RectifyInputs& inputs) {
+  const int64_t rows = inputs.rows, kept = inputs.n_candidates;
+  const float* deltas = static_cast<const float*>(inputs.delta.data);
   std::vector<Candidate> candidates(rows * kept);
   for (int64_t i = 0; i < rows * kept; ++i) {
-    STD_TORCH_CHECK(tokens[i] >= 0 && tokens[i] < vocabulary, "index must lie in [0, ", vocabulary, "); got ",
-                    tokens[i]);
-    candidates[i] = {tokens[i], deltas[i]};
+    const int64_t token = inputs.index[i];
+    STD_TORCH_CHECK(token >= 0 && token < inputs.vocabulary, "index must lie in [0, ", inputs.vocabulary, "); got ",
+                    token);
+    candidates[i] = {token, deltas[i]};
   }
   torch::stable::parallel_for(0, rows, rows_per_thread(64 * kept), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -33,20 +29,20 @@ inline std::vector<Candidate> candidates_of(const Tensor& index, const Tensor& d
 // A job of rectify without its `out`, and the passes that it takes. Its rows must outlive it.
 class RectifyWork {
  public:
-  RectifyWork(const Tensor& pilot_logits, const Tensor& delta, const std::optional<Tensor>& index, double strength,
-              const std::string& rectifier, const std::string& fusion)
-      : job_{}, rows_(pilot_logits.dim() > 0 ? pilot_logits.size(0) : 0) {
-    job_.logits = rows_of(pilot_logits, "pilot_logits");
-    job_.vocabulary = pilot_logits.size(1);
-    job_.rectifier = fusion == "logit"       ? Rectifier::kLogit
-                     : rectifier == "linear" ? Rectifier::kLinear
-                                             : Rectifier::kSimplex;
-    job_.strength = strength;
-    set_delta(delta, index, index ? *index : pilot_logits);
-    if (job_.rectifier == Rectifier::kSimplex && (strength == 0.0 || strength == 1.0)) set_no_mixture();
+  explicit RectifyWork(const RectifyInputs& given) : job_{}, rows_(given.rows), candidates_(candidates_of(given)) {
+    const RectifyInputs inputs = without_mixture(given);
+    job_.logits = inputs.logits;
+    job_.vocabulary = inputs.vocabulary;
+    job_.rectifier = inputs.rectifier;
+    job_.strength = inputs.strength;
+    if (given.index == nullptr) job_.delta = inputs.delta;
+    job_.candidates = candidates_.data();
+    job_.n_candidates = inputs.n_candidates;
     const CpuKernels& kernels = cpu_kernels();
     passes_ = {kernels.rectify_reduce, kernels.rectify_write};
-    if (job_.rectifier == Rectifier::kLinear && !index) passes_.insert(passes_.begin() + 1, kernels.rectify_total);
+    if (job_.rectifier == Rectifier::kLinear && job_.delta.data != nullptr) {
+      passes_.insert(passes_.begin() + 1, kernels.rectify_total);
+    }
   }
   RectifyWork(const RectifyWork&) = delete;
 
@@ -88,26 +84,6 @@ class RectifyWork {
   }
 
  private:
-  void set_delta(const Tensor& delta, const std::optional<Tensor>& index, const Tensor& shape) {
-    STD_TORCH_CHECK(delta.dim() == 2 && delta.size(0) == shape.size(0) && delta.size(1) == shape.size(1),
-                    "delta must have the shape of ", index ? "index" : "pilot_logits");
-    if (!index) {
-      job_.delta = rows_of(delta, "delta");
-      return;
-    }
-    candidates_ = candidates_of(*index, delta, rows_, job_.vocabulary);
-    job_.candidates = candidates_.data();
-    job_.n_candidates = index->size(1);
-  }
-
-  // softmax(z) or softmax(z + delta)
-  void set_no_mixture() {
-    job_.rectifier = Rectifier::kLogit;
-    if (job_.strength == 1.0) return;
-    job_.delta = {};
-    job_.n_candidates = 0;
-  }
-
   Rectify job_with(float* out, int64_t out_stride) const {
     Rectify job = job_;
     job.out = out;

@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor> rectify_sample_cpu(Tensor pilot_logits, Tensor delta,
                                               double strength, std::string rectifier, std::string fusion,
                                               double temperature, std::optional<int64_t> top_k,
                                               std::optional<double> top_p, Tensor seed, Tensor offset) {
-  const RectifyWork work(pilot_logits, delta, index, strength, rectifier, fusion);
+  const RectifyWork work(rectify_inputs(pilot_logits, delta, index, strength, rectifier, fusion));
   RectifySample job{};
   job.vocabulary = work.vocabulary();
   STD_TORCH_CHECK(job.vocabulary > 0, "pilot_logits must have at least one token");
