@@ -4,14 +4,10 @@
 #include <tuple>
 
 #include "rectify_job.h"
+#include "sampling.h"
 
 namespace copilot {
 namespace {
-
-uint64_t number_of(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.numel() == 1, name, " must hold one element; got ", tensor.numel());
-  return static_cast<uint64_t>(*indices_of(tensor, name));
-}
 
 // Memory for the log p~ of some rows that are to be drawn from.
 std::vector<float> rows_to_draw_from(int64_t rows, int64_t vocabulary) {
@@ -49,14 +45,11 @@ std::tuple<Tensor, Tensor> rectify_sample_cpu(Tensor pilot_logits, Tensor delta,
   const RectifyWork work(rectify_inputs(pilot_logits, delta, index, strength, rectifier, fusion));
   RectifySample job{};
   job.vocabulary = work.vocabulary();
-  STD_TORCH_CHECK(job.vocabulary > 0, "pilot_logits must have at least one token");
-  STD_TORCH_CHECK(temperature == 0 || (temperature >= 1e-30 && temperature <= 1e30),
-                  "temperature must be 0 or in [1e-30, 1e30]; got ", temperature);
-  job.temperature = static_cast<float>(temperature);
-  job.top_k = top_k && *top_k < job.vocabulary ? *top_k : 0;
+  job.temperature = temperature_of(temperature);
+  job.top_k = top_k_of(top_k, job.vocabulary);
   job.top_p = top_p.value_or(1.0);
-  job.seed = number_of(seed, "seed");
-  job.offset = number_of(offset, "offset");
+  job.seed = static_cast<uint64_t>(*number_of(seed, "seed"));
+  job.offset = static_cast<uint64_t>(*number_of(offset, "offset"));
   Tensor token = empty({work.rows()}, ScalarType::Long, pilot_logits);
   Tensor log_prob = empty({work.rows()}, ScalarType::Float, pilot_logits);
   job.token = static_cast<int64_t*>(token.mutable_data_ptr());

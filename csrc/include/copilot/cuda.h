@@ -16,4 +16,17 @@ using Stream = CUstream_st*;  // cudaStream_t
 void rectify(const RectifyInputs& inputs, float* out, void* scratch, Stream stream);
 int64_t rectify_scratch(int64_t rows, int64_t vocabulary);
 
+struct Sampling {
+  float temperature;             // 0: greedy
+  int64_t top_k;                 // below the vocabulary; 0: all
+  double top_p;                  // 1: all
+  const int64_t *seed, *offset;  // one of each
+  int64_t* token;                // (rows,)
+  float* log_prob;               // (rows,)
+};
+
+// A token of every row; `inputs` as above, `scratch` has rectify_sample_scratch() bytes.
+void rectify_sample(const RectifyInputs& inputs, const Sampling& sampling, void* scratch, Stream stream);
+int64_t rectify_sample_scratch(int64_t rows, int64_t vocabulary);
+
 }  // namespace copilot::cuda
