@@ -269,25 +269,29 @@ __device__ __forceinline__ void store_pack(T* to, int64_t count, bool aligned, c
 
 // ---- Reductions: every thread takes part and gets the result, the same to the last bit ----
 
-template <class T>
-__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+// f(word) of every 32 bits of a value. They are copied one by one, or the compiler puts the value into memory.
+template <class T, class F>
+__device__ __forceinline__ T by_words(T value, F&& f) {
   static_assert(sizeof(T) % 4 == 0);
-  uint32_t words[sizeof(T) / 4];
-  memcpy(words, &value, sizeof(T));
+  char* bytes = reinterpret_cast<char*>(&value);
 #pragma unroll
-  for (uint32_t& word : words) word = __shfl_xor_sync(kFullMask, word, mask);
-  memcpy(&value, words, sizeof(T));
+  for (size_t at = 0; at < sizeof(T); at += 4) {
+    uint32_t word;
+    memcpy(&word, bytes + at, 4);
+    word = f(word);
+    memcpy(bytes + at, &word, 4);
+  }
   return value;
 }
 
 template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+  return by_words(value, [&](uint32_t word) { return __shfl_xor_sync(kFullMask, word, mask); });
+}
+
+template <class T>
 __device__ __forceinline__ T broadcast_lane(T value, int lane) {
-  uint32_t words[sizeof(T) / 4];
-  memcpy(words, &value, sizeof(T));
-#pragma unroll
-  for (uint32_t& word : words) word = __shfl_sync(kFullMask, word, lane);
-  memcpy(&value, words, sizeof(T));
-  return value;
+  return by_words(value, [&](uint32_t word) { return __shfl_sync(kFullMask, word, lane); });
 }
 
 // `op` need not commute to the last bit: the first lane's result counts.

@@ -25,7 +25,8 @@ struct Best {
 // NaN comes first, and of equal scores the smaller token.
 struct Better {
   __device__ __forceinline__ Best operator()(Best a, Best b) const {
-    return a.score != a.score || a.score > b.score || (a.score == b.score && a.token < b.token) ? a : b;
+    const bool first = a.score != a.score || a.score > b.score || (a.score == b.score && a.token < b.token);
+    return {first ? a.score : b.score, first ? a.token : b.token};
   }
 };
 
@@ -56,7 +57,8 @@ struct Runner {
 
 struct Earlier {
   __device__ __forceinline__ Runner operator()(const Runner& a, const Runner& b) const {
-    return a.key < b.key || (a.key == b.key && a.token < b.token) ? a : b;
+    const bool first = a.key < b.key || (a.key == b.key && a.token < b.token);
+    return {first ? a.key : b.key, first ? a.token : b.token, first ? a.score : b.score};
   }
 };
 
