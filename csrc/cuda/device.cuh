@@ -124,8 +124,11 @@ T* of_peer(T* address, unsigned rank) {
 
 // Ends the whole grid: an argument that only the device sees is wrong.
 [[noreturn]] inline void refuse(const char* what) { throw std::runtime_error(what); }
-[[noreturn]] inline void refuse_outside(const char* what, int64_t size) {
-  throw std::runtime_error(std::string(what) + " must lie in [0, " + std::to_string(size) + ")");
+
+// The same of an index beyond [0, size); `why` may be empty.
+[[noreturn]] inline void refuse_index(const char* name, int64_t size, const char* why, int64_t got) {
+  throw std::runtime_error(std::string("copilot: ") + name + " must lie in [0, " + std::to_string(size) + ")" + why +
+                           "; got " + std::to_string(got));
 }
 
 #else
@@ -163,8 +166,12 @@ __device__ __forceinline__ T* of_peer(T* address, unsigned) {
   __trap();
   __builtin_unreachable();
 }
-[[noreturn]] __device__ __forceinline__ void refuse_outside(const char* what, int64_t size) {
-  printf("copilot: %s must lie in [0, %lld)\n", what, static_cast<long long>(size));
+
+// The same of an index beyond [0, size); `why` may be empty.
+[[noreturn]] __device__ __forceinline__ void refuse_index(const char* name, int64_t size, const char* why,
+                                                          int64_t got) {
+  printf("copilot: %s must lie in [0, %lld)%s; got %lld\n", name, static_cast<long long>(size), why,
+         static_cast<long long>(got));
   __trap();
   __builtin_unreachable();
 }

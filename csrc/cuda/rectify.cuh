@@ -35,6 +35,7 @@ constexpr size_t kSharedBesideSlice = 16 * 1024;
 
 // Follows from the vocabulary and the GPU alone, as results do.
 inline SliceSplit split_of(int64_t vocabulary, const Device& device) {
+  if (vocabulary > std::numeric_limits<int>::max()) throw std::runtime_error("a vocabulary beyond 32 bits");
   const int64_t longest = (device.shared_per_block - kSharedBesideSlice) / sizeof(float) / 64 * 64;
   int64_t slices = 1;
   while ((slices < kMostSlices && vocabulary > slices * kSliceLength) || vocabulary > slices * longest) slices *= 2;
@@ -76,7 +77,8 @@ inline Rectification rectification(const RectifyInputs& inputs, void* scratch) {
   job.dense = inputs.index == nullptr && inputs.delta.data != nullptr;
   // Only if two blocks fit on a multiprocessor all the same; else delta is read again, from L2.
   const size_t held = 2 * job.split.length * sizeof(float) + kSharedBesideSlice;
-  job.holds_delta = job.dense && job.split.cluster && 2 * held <= device.shared_per_block;
+  job.holds_delta =
+      job.dense && inputs.rectifier != Rectifier::kLogit && job.split.cluster && 2 * held <= device.shared_per_block;
   job.strength = static_cast<float>(inputs.strength);
   job.rest = static_cast<float>(1.0 - inputs.strength);
   job.slice_sums = static_cast<SliceSums*>(scratch);
@@ -104,20 +106,6 @@ void rectify_sums(const Rectification& job, Stream stream);
 // ---- Sums of exponentials ----
 
 __device__ __forceinline__ SumExp no_sum() { return {-kInfinity, 0.0f}; }
-
-// Of packs of four.
-template <int kCount>
-__device__ __forceinline__ void add(SumExp& to, const float (&values)[kCount]) {
-  float max = to.max;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) max = fmaxf(max, values[i]);
-  const float shift = max == -kInfinity ? 0.0f : max;
-  float sums[4] = {};
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) sums[i % 4] += expf(values[i] - shift);
-  to.sum = fmaf(to.sum, expf(to.max - shift), (sums[0] + sums[1]) + (sums[2] + sums[3]));
-  to.max = max;
-}
 
 __device__ __forceinline__ SumExp merge(SumExp a, SumExp b) {
   const float factor = a.max == b.max ? 1.0f : expf(-fabsf(a.max - b.max));
@@ -235,22 +223,6 @@ __device__ __forceinline__ void with_row(const Rows& rows, int64_t row, F&& f) {
   }
 }
 
-// The elements of `from` that are below `count`, up to four, as floats, and 0 behind them. They stay in the cache.
-template <class T>
-__device__ __forceinline__ void load_four(const T* from, int count, float* values) {
-  using Bits = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
-  T four[4];
-  if (count >= 4 && reinterpret_cast<uintptr_t>(from) % sizeof(Bits) == 0) {
-    const Bits bits = __ldg(reinterpret_cast<const Bits*>(from));
-    memcpy(four, &bits, sizeof(bits));
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) four[i] = i < count ? from[i] : T{};
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) values[i] = to_float(four[i]);
-}
-
 // ---- A row's slice ----
 
 // How the blocks of a row learn each other's sums.
@@ -314,16 +286,18 @@ class RowSlice {
   template <class F>
   __device__ __forceinline__ void each_pack(const Solution& solution, F&& f) const {
     for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
-      Pack<float> four = pack_of(values(), pack);
+      float four[4];
+      take_pack(values(), pack, four);
       if (job_.dense && !is_logit()) {
-        const Pack<float> delta = delta_of(pack);
+        float delta[1][4];
+        delta_of(pack, delta);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) four.at[i] = rectified(job_, solution, four.at[i], delta.at[i]);
+        for (int i = 0; i < 4; ++i) four[i] = rectified(job_, solution, four[i], delta[0][i]);
       } else {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) four.at[i] = four.at[i] - solution.max - solution.shift;
+        for (int i = 0; i < 4; ++i) four[i] = four[i] - solution.max - solution.shift;
       }
-      f(4 * pack, four.at);
+      f(4 * pack, four);
     }
   }
 
@@ -341,10 +315,7 @@ class RowSlice {
 
   // Replaces the slice by its log p~, for all threads.
   __device__ __forceinline__ void finish(const Solution& solution) {
-    each_pack(solution, [&](int at, const float* four) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) values()[at + i] = four[i];
-    });
+    each_pack(solution, [&](int at, const float* four) { put_pack(values(), at / 4, four); });
     each_candidate(solution, [&](int at, float value) { values()[at] = value; });
     __syncthreads();
   }
@@ -385,46 +356,98 @@ class RowSlice {
     bool of_thread[kSliceThreads];
   };
 
-  __device__ __forceinline__ static Pack<float>& pack_of(float* shared, int pack) {
-    return reinterpret_cast<Pack<float>*>(shared)[pack];
+  __device__ __forceinline__ static void take_pack(const float* shared, int pack, float* into) {
+    const Pack<float> four = reinterpret_cast<const Pack<float>*>(shared)[pack];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) into[i] = four.at[i];
+  }
+  __device__ __forceinline__ static void put_pack(float* shared, int pack, const float* from) {
+    reinterpret_cast<Pack<float>*>(shared)[pack] = {from[0], from[1], from[2], from[3]};
   }
 
-  // With -infinity behind the end.
+  // Whole packs by one access each, all accesses of a group before the first use. With -infinity behind the end.
   template <class T>
   __device__ __forceinline__ void load_logits(const T* from) {
-    const bool aligned = is_aligned(from);
-    const int all = (count_ + kPack<T> - 1) / kPack<T>;
-    for (int start = threadIdx.x; start < all; start += kPacksAtOnce * blockDim.x) {
-      float read[kPacksAtOnce][kPack<T>];
+    constexpr int kWidth = kPack<T>;
+    const int whole = is_aligned(from) ? count_ / kWidth : 0;
+    for (int start = threadIdx.x; start < whole; start += kPacksAtOnce * blockDim.x) {
+      uint4 bits[kPacksAtOnce];
 #pragma unroll
       for (int i = 0; i < kPacksAtOnce; ++i) {
-        const int at = kPack<T> * (start + i * blockDim.x);
-        load_pack(from + at, count_ - at, aligned, -kInfinity, read[i]);
+        const int pack = start + i * blockDim.x;
+        if (pack < whole) bits[i] = __ldg(reinterpret_cast<const uint4*>(from) + pack);
       }
 #pragma unroll
       for (int i = 0; i < kPacksAtOnce; ++i) {
         const int pack = start + i * blockDim.x;
-        if (pack < all) memcpy(&pack_of(values(), pack * (kPack<T> / 4)), read[i], sizeof(read[i]));
+        float read[kWidth];
+        convert<T>(bits[i], read);
+        if (pack < whole) put_logits(pack, read);
       }
+    }
+    for (int pack = whole + threadIdx.x; pack * kWidth < count_; pack += blockDim.x) {
+      float read[kWidth];
+      load_pack(from + pack * kWidth, count_ - pack * kWidth, false, -kInfinity, read);
+      put_logits(pack, read);
     }
   }
 
-  __device__ __forceinline__ Pack<float> load_delta(int pack) const {
-    Pack<float> four{};
-    with_row(job_.inputs.delta, row_,
-             [&](const auto* row) { load_four(row + first_ + 4 * pack, count_ - 4 * pack, four.at); });
-    return four;
+  template <int kWidth>
+  __device__ __forceinline__ void put_logits(int pack, const float (&from)[kWidth]) {
+#pragma unroll
+    for (int j = 0; j < kWidth; j += 4) put_pack(values(), (pack * kWidth + j) / 4, from + j);
   }
 
-  __device__ __forceinline__ Pack<float> delta_of(int pack) const {
-    return job_.holds_delta ? pack_of(held_delta(), pack) : load_delta(pack);
+  template <class T, class Bits, int kWidth>
+  __device__ __forceinline__ static void convert(const Bits& bits, float (&into)[kWidth]) {
+    T elements[kWidth];
+    static_assert(sizeof(elements) == sizeof(bits));
+    memcpy(elements, &bits, sizeof(bits));
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) into[j] = to_float(elements[j]);
+  }
+
+  // delta of kPacks of this thread's packs, from the pack `start` on, and 0 behind the end; all accesses before the
+  // first use.
+  template <int kPacks>
+  __device__ __forceinline__ void load_delta(int start, float (&into)[kPacks][4]) const {
+    with_row(job_.inputs.delta, row_, [&](const auto* row) { load_fours(row + first_, start, into); });
+  }
+
+  template <int kPacks, class T>
+  __device__ __forceinline__ void load_fours(const T* from, int start, float (&into)[kPacks][4]) const {
+    using Bits = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
+    const int whole = reinterpret_cast<uintptr_t>(from) % sizeof(Bits) == 0 ? count_ / 4 : 0;
+    Bits bits[kPacks];
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int pack = start + i * blockDim.x;
+      if (pack < whole) {
+        bits[i] = __ldg(reinterpret_cast<const Bits*>(from) + pack);
+      } else {
+        T elements[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) elements[j] = 4 * pack + j < count_ ? from[4 * pack + j] : T{};
+        memcpy(&bits[i], elements, sizeof(elements));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) convert<T>(bits[i], into[i]);
+  }
+
+  __device__ __forceinline__ void delta_of(int pack, float (&into)[1][4]) const {
+    if (job_.holds_delta) {
+      take_pack(held_delta(), pack, into[0]);
+    } else {
+      load_delta(pack, into);
+    }
   }
 
   // Of all candidates of the row.
   __device__ __forceinline__ Candidate load_candidate(int64_t i) const {
     const int64_t at = row_ * job_.inputs.n_candidates + i;
     const int64_t token = job_.inputs.index[at];
-    if (token < 0 || token >= job_.inputs.vocabulary) refuse_outside("index", job_.inputs.vocabulary);
+    if (token < 0 || token >= job_.inputs.vocabulary) refuse_index("index", job_.inputs.vocabulary, "", token);
     Candidate candidate{static_cast<int>(token), 0.0f, static_cast<const float*>(job_.inputs.delta.data)[at]};
     with_row(job_.inputs.logits, row_, [&](const auto* row) { candidate.z = to_float(row[token]); });
     return candidate;
@@ -451,18 +474,21 @@ class RowSlice {
 
   __device__ __forceinline__ void correct_in_place() {
     if (job_.dense) {
-      for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
-        const Pack<float> delta = load_delta(pack);
-        Pack<float>& four = pack_of(values(), pack);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) four.at[i] = corrected(job_, four.at[i], delta.at[i]);
-      }
+      each_group([&](int start) {
+        Group delta, group;
+        load_delta(start, delta);
+        take_group(start, group);
+        correct_group(group, delta);
+        put_group(values(), start, group);
+      });
     } else if (job_.inputs.n_candidates > 0) {
       put_candidates();
     }
   }
 
-  // ---- This thread's sums ----
+  // ---- Groups of packs ----
+
+  using Group = float[kPacksAtOnce][4];
 
   // f(first pack) for every kPacksAtOnce of this thread's packs; they are blockDim.x apart.
   template <class F>
@@ -470,67 +496,95 @@ class RowSlice {
     for (int start = threadIdx.x; start < packs(); start += kPacksAtOnce * blockDim.x) f(start);
   }
 
-  __device__ __forceinline__ void read_group(int start, float (&into)[4 * kPacksAtOnce]) const {
+  // With -infinity behind the end.
+  __device__ __forceinline__ void take_group(int start, Group& into) const {
 #pragma unroll
     for (int i = 0; i < kPacksAtOnce; ++i) {
       const int pack = start + i * blockDim.x;
-      Pack<float> four{-kInfinity, -kInfinity, -kInfinity, -kInfinity};
-      if (pack < packs()) four = pack_of(values(), pack);
-      memcpy(into + 4 * i, &four, sizeof(four));
+#pragma unroll
+      for (float& value : into[i]) value = -kInfinity;
+      if (pack < packs()) take_pack(values(), pack, into[i]);
     }
+  }
+
+  __device__ __forceinline__ void put_group(float* shared, int start, const Group& from) const {
+#pragma unroll
+    for (int i = 0; i < kPacksAtOnce; ++i) {
+      const int pack = start + i * blockDim.x;
+      if (pack < packs()) put_pack(shared, pack, from[i]);
+    }
+  }
+
+  __device__ __forceinline__ void correct_group(Group& group, const Group& delta) const {
+#pragma unroll
+    for (int i = 0; i < kPacksAtOnce; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) group[i][j] = corrected(job_, group[i][j], delta[i][j]);
+    }
+  }
+
+  // ---- This thread's sums ----
+
+  __device__ __forceinline__ static void add(SumExp& to, const Group& group) {
+    float max = to.max;
+#pragma unroll
+    for (const auto& four : group) {
+#pragma unroll
+      for (const float value : four) max = fmaxf(max, value);
+    }
+    const float shift = max == -kInfinity ? 0.0f : max;
+    float sums[4] = {};
+#pragma unroll
+    for (const auto& four : group) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[j] += expf(four[j] - shift);
+    }
+    to.sum = fmaf(to.sum, expf(to.max - shift), (sums[0] + sums[1]) + (sums[2] + sums[3]));
+    to.max = max;
   }
 
   __device__ __forceinline__ SumExp sum_of_slice() const {
     SumExp sum = no_sum();
     each_group([&](int start) {
-      float group[4 * kPacksAtOnce];
-      read_group(start, group);
+      Group group;
+      take_group(start, group);
       add(sum, group);
     });
     return sum;
   }
 
-  __device__ __forceinline__ SliceSums sums_with_dense_delta() {
-    SliceSums sums{no_sum(), no_sum()};
+  __device__ __forceinline__ SumExp sum_with_dense_delta() {
+    SumExp sum = no_sum();
     each_group([&](int start) {
-      Pack<float> delta[kPacksAtOnce];
-#pragma unroll
-      for (int i = 0; i < kPacksAtOnce; ++i) delta[i] = load_delta(start + i * blockDim.x);
-      if (job_.holds_delta) {
-#pragma unroll
-        for (int i = 0; i < kPacksAtOnce; ++i) {
-          const int pack = start + i * blockDim.x;
-          if (pack < packs()) pack_of(held_delta(), pack) = delta[i];
-        }
-      }
-      float group[4 * kPacksAtOnce];
-      read_group(start, group);
-      add(sums.pilot, group);
-#pragma unroll
-      for (int i = 0; i < 4 * kPacksAtOnce; ++i) group[i] = corrected(job_, group[i], delta[i / 4].at[i % 4]);
-      add(sums.corrected, group);
+      Group delta, group;
+      load_delta(start, delta);
+      if (job_.holds_delta) put_group(held_delta(), start, delta);
+      take_group(start, group);
+      correct_group(group, delta);
+      add(sum, group);
     });
-    return sums;
+    return sum;
   }
 
   __device__ __forceinline__ SliceSums own_sums() {
     if (is_logit()) return {no_sum(), sum_of_slice()};
-    if (job_.dense) return sums_with_dense_delta();
     const SumExp pilot = sum_of_slice();
+    if (job_.dense) return {pilot, sum_with_dense_delta()};
     if (job_.inputs.n_candidates == 0) return {pilot, pilot};
     __syncthreads();
     put_candidates();
     return {pilot, changed()[threadIdx.x] ? sum_of_slice() : pilot};
   }
 
-  // Of the linear p~'s corrected entries, after own_sums() where delta is held.
+  // Of the linear p~'s corrected entries.
   __device__ __forceinline__ float own_mass(LogSum pilot) const {
     float mass = 0.0f;
     for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
-      const Pack<float> z = pack_of(values(), pack), delta = delta_of(pack);
-      float four[4];
+      float four[4], delta[1][4];
+      take_pack(values(), pack, four);
+      delta_of(pack, delta);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) four[i] = moved_only(job_, pilot, z.at[i], delta.at[i]);
+      for (int i = 0; i < 4; ++i) four[i] = moved_only(job_, pilot, four[i], delta[0][i]);
       mass += (four[0] + four[1]) + (four[2] + four[3]);
     }
     return mass;
