@@ -118,12 +118,17 @@ def test_the_last_bits_of_a_uniform_count():
         assert torch.equal(drawn, token[:, winner])
 
 
-@pytest.mark.parametrize("warping", [{}, {"temperature": 0.7}, {"top_p": 0.7071}], ids=str)
-def test_a_large_top_k_and_equal_scores_are_drawn_from_as_by_the_reference(warping):
+@pytest.mark.parametrize(
+    "warping",
+    [{}, {"temperature": 0.7}, {"top_p": 0.7071}, {"temperature": 0.01, "top_p": 0.7071}, {"temperature": 1e-30}],
+    ids=str,
+)
+@pytest.mark.parametrize(("rows", "vocabulary"), [(20, 3000), (2, 20_001)])
+def test_a_large_top_k_and_equal_scores_are_drawn_from_as_by_the_reference(warping, rows, vocabulary):
     g = torch.Generator().manual_seed(0)
-    logits = torch.randint(0, 6, (20, 3000), generator=g).float()
+    logits = torch.randint(0, 6, (rows, vocabulary), generator=g).float()
     for top_k in (1, 700, 2999):
-        assert_drawn_as_by_reference(logits, torch.zeros(20, 3000), **warping | {"top_k": top_k})
+        assert_drawn_as_by_reference(logits, torch.zeros(rows, vocabulary), **warping | {"top_k": top_k})
 
 
 @modes

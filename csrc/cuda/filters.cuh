@@ -172,12 +172,11 @@ __device__ __forceinline__ void Filters::count(const Bins& bins, bool weigh, His
   });
 }
 
-// In units of 2^-40 of the largest score's weight. Only where there is nothing, it is 0.
+// In units of 2^-40 of the weight of the largest score that is counted.
 __device__ __forceinline__ uint64_t Filters::mass_of(const Bins& bins, bool weigh, int bin, uint64_t units) const {
   if (!weigh || units == 0) return units;
-  const float weight = expf(score_of_rank(bins.high_of(bin)) - largest_);
-  const auto mass = static_cast<uint64_t>(static_cast<double>(units) * (0x1p40 / kUnits) * weight);
-  return mass > 0 ? mass : 1;
+  const float weight = expf(score_of_rank(bins.high_of(bin)) - score_of_rank(bins.high));
+  return static_cast<uint64_t>(static_cast<double>(units) * (0x1p40 / kUnits) * weight);
 }
 
 // The bin in which `target` is reached, which in a row's first round follows from `top_p`.
@@ -246,6 +245,10 @@ __device__ inline void Filters::keep(uint64_t k, double top_p) {
       crossing.inside = tokens;
     }
     if (target >= crossing.inside || (one_score && ties_are_kept)) break;
+    if (weigh) {
+      const float scale = expf(score_of_rank(bins.high) - score_of_rank(high));
+      target = static_cast<uint64_t>(ceil(static_cast<double>(target) * scale));
+    }
     bins = Bins::of(last, high);
   }
   each_score([&](int at, float, uint64_t rank) {

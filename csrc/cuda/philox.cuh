@@ -6,15 +6,22 @@
 
 namespace copilot::cuda {
 
+// Of four tokens, the first of them a multiple of four.
 struct Words {
   uint32_t of_token[4];
+
+  // Without an index that the compiler does not know, for which they would be put into memory.
+  __device__ __forceinline__ uint32_t of(int token) const {
+    const uint32_t even = token & 2 ? of_token[2] : of_token[0], odd = token & 2 ? of_token[3] : of_token[1];
+    return token & 1 ? odd : even;
+  }
 };
 
 struct RandomRow {
   uint64_t seed, offset;
   uint32_t row;
 
-  // Words of four tokens, the first of them a multiple of four: the upper half of their uniforms, or the lower one.
+  // Of the tokens from `first` on: the upper half of their uniforms, or the lower one.
   __device__ __forceinline__ Words words(int first, uint32_t half) const {
     uint32_t a = static_cast<uint32_t>(first) / 2 + half, b = row;
     uint32_t c = static_cast<uint32_t>(offset), d = static_cast<uint32_t>(offset >> 32);
@@ -34,11 +41,7 @@ struct RandomRow {
 
   // log(E) of a token, E = -log(U), given its upper word.
   __device__ __forceinline__ double log_exponential(int token, uint32_t upper) const {
-    const Words of_four = words(token & ~3, 1);
-    // No index that only the device knows: it would put the words into local memory.
-    const uint32_t pair[2] = {token & 2 ? of_four.of_token[2] : of_four.of_token[0],
-                              token & 2 ? of_four.of_token[3] : of_four.of_token[1]};
-    const uint32_t lower = token & 1 ? pair[1] : pair[0];
+    const uint32_t lower = words(token & ~3, 1).of(token);
     const uint64_t bits = static_cast<uint64_t>(upper) << 21 | lower >> 11 | 1;
     return log(-log(static_cast<double>(bits) * 0x1p-53));
   }

@@ -80,64 +80,58 @@ struct MergeScreens {
   }
 };
 
-// 1 - U of a token in multiples of 2^-23, given its upper word: at most 1 - U, which is less than 2^-23 more.
-__device__ __forceinline__ float below_one(uint32_t word) { return __uint_as_float(word >> 9 ^ 0x3FFFFFFFu) - 1.0f; }
+// Keys in float are relative to `largest`, and exact to this. In double they are not, and may be equal where the
+// largest score itself is large.
+__device__ __forceinline__ float margin(float largest) { return fmaf(fabsf(largest), 0x1p-50f, 1e-3f); }
 
-// Keys in float are relative to `largest`, and exact to this.
-constexpr float kMargin = 1e-3f;
-
-// At most the key of a token, as E = -log(U) >= 1 - U. E is between 2^-53 and 37: who is 100 behind never wins.
-__device__ __forceinline__ float least_key(uint32_t word, float difference) {
-  return difference > -100.0f ? __logf(below_one(word)) - difference : kInfinity;
+// Not above log(E) + how far the token's score is behind the largest: E = -log(U) >= 1 - U, here in whole 2^-23. E is
+// between 2^-53 and 37, so that who is 100 behind never wins.
+__device__ __forceinline__ float least_key(uint32_t upper_word, float difference) {
+  const float below = __uint_as_float(upper_word >> 9 ^ 0x3FFFFFFFu) - 1.0f;
+  return difference > -100.0f ? __logf(below) - difference : kInfinity;
 }
 
-__device__ __forceinline__ float largest_key(float below, float difference) {
-  const float above = below + 0x1p-23f;
+// Not below it, given the above.
+__device__ __forceinline__ float largest_key(float least_key, float difference) {
+  const float above = 1.0001f * expf(least_key + difference) + 0x1p-23f;  // 1 - U
   return logf(above < 1.0f ? -logf(1.0f - above) : 37.0f) - difference;
 }
 
 // `largest` is a score that none of the block's is above.
 __device__ __forceinline__ Result race(const RandomRow& random, const Scores& scores, float largest) {
   const float shift = largest > -kInfinity ? largest : 0.0f;
-  // The two smallest bounds of this thread; of the first also what gives its bound from above.
-  float least = kInfinity, second = kInfinity, below = 0.0f, difference = 0.0f, total = 0.0f;
+  float least = kInfinity, second = kInfinity, total = 0.0f;  // bounds of this thread's two first
   int first_at = INT_MAX;
   scores.each_pack([&](int at, const Pack<float>& pack) {
     const Words words = random.words(scores.first + at, 0);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float behind = pack.at[i] - shift;
-      total += expf(behind);
-      const float key = least_key(words.of_token[i], behind);
+      const float difference = pack.at[i] - shift;
+      total += expf(difference);
+      const float key = least_key(words.of_token[i], difference);
       second = fminf(second, fmaxf(key, least));
       if (key < least) {
         least = key;
-        first_at = at;
-        below = below_one(words.of_token[i]);
-        difference = behind;
+        first_at = at + i;
       }
     }
   });
-  const float reach = first_at < INT_MAX ? largest_key(below, difference) : kInfinity;
+  const float reach = first_at < INT_MAX ? largest_key(least, scores.values[first_at] - shift) : kInfinity;
   const Screen screen = block_reduce(Screen{reach, total}, Screen{kInfinity, 0.0f}, MergeScreens{});
 
-  const float limit = screen.reach + kMargin;
+  const float limit = screen.reach + margin(shift);
   Runner winner{static_cast<double>(kInfinity), INT_MAX, -kInfinity};
   if (first_at < INT_MAX && least <= limit) {
-    const bool alone = second > limit;
-    for (int at = alone ? first_at : 4 * threadIdx.x; at < scores.count; at += alone ? scores.count : 4 * blockDim.x) {
-      const Pack<float> pack = scores.pack(at);
+    // One token, or all packs.
+    const int step = second > limit ? scores.count : 4 * blockDim.x;
+    for (int at = second > limit ? first_at & ~3 : 4 * threadIdx.x; at < scores.count; at += step) {
       const Words words = random.words(scores.first + at, 0);
 #pragma unroll 1
-      for (int i = 0; i < 4; ++i) {
-        const float score = i == 0 ? pack.at[0] : i == 1 ? pack.at[1] : i == 2 ? pack.at[2] : pack.at[3];
-        const uint32_t word = i == 0   ? words.of_token[0]
-                              : i == 1 ? words.of_token[1]
-                              : i == 2 ? words.of_token[2]
-                                       : words.of_token[3];
-        if (!(least_key(word, score - shift) <= limit)) continue;
+      for (int i = 0; i < 4 && at + i < scores.count; ++i) {
         const int token = scores.first + at + i;
-        winner = Earlier{}({random.log_exponential(token, word) - score, token, score}, winner);
+        const float score = scores.values[at + i];
+        if (!(least_key(words.of(token), score - shift) <= limit)) continue;
+        winner = Earlier{}({random.log_exponential(token, words.of(token)) - score, token, score}, winner);
       }
     }
   }
@@ -168,6 +162,9 @@ __device__ __forceinline__ void write_result(const Sampling& job, int64_t row, c
 __device__ __forceinline__ void draw(const Sampling& job, int64_t row, const Scores& scores) {
   using Results = Result[kMostSlices];
   COPILOT_SHARED(Results, results);
+  // Read ahead of their use.
+  const RandomRow random{static_cast<uint64_t>(*job.seed), static_cast<uint64_t>(*job.offset),
+                         static_cast<uint32_t>(row)};
   const bool greedy = job.temperature == 0.0f;
   const bool filtered = !greedy && (job.top_k > 0 || job.top_p < 1.0);
   Best best = block_reduce(scale(scores, job.temperature), kNoBest, Better{});
@@ -179,10 +176,8 @@ __device__ __forceinline__ void draw(const Sampling& job, int64_t row, const Sco
       if (job.top_p < 1.0) filters.keep_top_p(job.top_p);
     }
   }
-  const Result result =
-      greedy ? Result{{-static_cast<double>(best.score), best.token, best.score}, best.score, 1.0f}
-             : race({static_cast<uint64_t>(*job.seed), static_cast<uint64_t>(*job.offset), static_cast<uint32_t>(row)},
-                    scores, best.score);
+  const Result result = greedy ? Result{{-static_cast<double>(best.score), best.token, best.score}, best.score, 1.0f}
+                               : race(random, scores, best.score);
   if (threadIdx.x == 0) (*of_peer(&results, 0))[cluster_rank()] = result;
   cluster_sync();
   if (threadIdx.x == 0 && cluster_rank() == 0) write_result(job, row, results, cluster_size());
