@@ -143,8 +143,8 @@ class Filters {
     });
   }
 
-  // Not inlined twice: both filters are one code.
-  __device__ void keep(uint64_t k, double top_p);
+  // Keeps the k first and their ties, or else the first whose mass reaches top_p.
+  __device__ __forceinline__ void keep(uint64_t k, double top_p);
 
   __device__ __forceinline__ void count(const Bins& bins, bool weigh, Histogram& histogram) const;
   __device__ __forceinline__ Crossing find(const Bins& bins, bool weigh, const Histogram& histogram, double top_p,
@@ -221,7 +221,7 @@ __device__ __forceinline__ Crossing Filters::find(const Bins& bins, bool weigh, 
   return scan.crossing;
 }
 
-__device__ inline void Filters::keep(uint64_t k, double top_p) {
+__device__ __forceinline__ void Filters::keep(uint64_t k, double top_p) {
   // Other blocks may still read the bins of the last round.
   COPILOT_SHARED(TwoHistograms, histograms);
   const bool ties_are_kept = k > 0;

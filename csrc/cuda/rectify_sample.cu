@@ -30,12 +30,12 @@ struct Better {
   }
 };
 
-constexpr Best kNoBest{-kInfinity, INT_MAX};
+__device__ __forceinline__ Best no_best() { return {-kInfinity, INT_MAX}; }
 
 // Applies the temperature too. Returns the best of this thread.
 __device__ __forceinline__ Best scale(const Scores& scores, float temperature) {
   const bool changes = temperature != 0.0f && temperature != 1.0f;
-  Best best{-kInfinity, INT_MAX};
+  Best best = no_best();
   scores.each_pack([&](int at, const Pack<float>& pack) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -54,6 +54,8 @@ struct Runner {
   int token;
   float score;
 };
+
+__device__ __forceinline__ Runner no_runner() { return {static_cast<double>(kInfinity), INT_MAX, -kInfinity}; }
 
 struct Earlier {
   __device__ __forceinline__ Runner operator()(const Runner& a, const Runner& b) const {
@@ -120,7 +122,7 @@ __device__ __forceinline__ Result race(const RandomRow& random, const Scores& sc
   const Screen screen = block_reduce(Screen{reach, total}, Screen{kInfinity, 0.0f}, MergeScreens{});
 
   const float limit = screen.reach + margin(shift);
-  Runner winner{static_cast<double>(kInfinity), INT_MAX, -kInfinity};
+  Runner winner = no_runner();
   if (first_at < INT_MAX && least <= limit) {
     // One token, or all packs.
     const int step = second > limit ? scores.count : 4 * blockDim.x;
@@ -135,7 +137,7 @@ __device__ __forceinline__ Result race(const RandomRow& random, const Scores& sc
       }
     }
   }
-  winner = block_reduce(winner, Runner{static_cast<double>(kInfinity), INT_MAX, -kInfinity}, Earlier{});
+  winner = block_reduce(winner, no_runner(), Earlier{});
   return {winner, largest, screen.total};
 }
 
@@ -167,7 +169,7 @@ __device__ __forceinline__ void draw(const Sampling& job, int64_t row, const Sco
                          static_cast<uint32_t>(row)};
   const bool greedy = job.temperature == 0.0f;
   const bool filtered = !greedy && (job.top_k > 0 || job.top_p < 1.0);
-  Best best = block_reduce(scale(scores, job.temperature), kNoBest, Better{});
+  Best best = block_reduce(scale(scores, job.temperature), no_best(), Better{});
   if (filtered) {
     best.score = cluster_reduce(best.score, -kInfinity, max_or_nan);
     if (best.score > -kInfinity) {
