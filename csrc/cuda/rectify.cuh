@@ -252,9 +252,11 @@ class RowSlice {
 
   // Reads the slice, for all threads.
   __device__ __forceinline__ void load() {
-    if (threadIdx.x < job_.inputs.n_candidates) own_candidate_ = load_candidate(threadIdx.x);
+    const bool has_candidate = threadIdx.x < job_.inputs.n_candidates;
+    if (has_candidate) own_candidate_ = candidate_without_z(threadIdx.x);
     changed()[threadIdx.x] = false;
     with_row(job_.inputs.logits, row_, [&](const auto* row) { load_logits(row + first_); });
+    if (has_candidate) load_z(own_candidate_);
     __syncthreads();
     if (is_logit()) correct_in_place();
   }
@@ -308,7 +310,7 @@ class RowSlice {
     if (job_.inputs.n_candidates == 0 || is_logit()) return;
     __syncthreads();
     each_candidate_of_row([&](const Candidate& candidate) {
-      const int at = candidate.token - first_;
+      const int at = static_cast<int>(candidate.token) - first_;
       if (at >= 0 && at < count_) f(at, rectified(job_, solution, candidate.z, candidate.delta));
     });
   }
@@ -334,7 +336,7 @@ class RowSlice {
   static constexpr int kPacksAtOnce = 4;  // that a thread reads before it computes
 
   struct Candidate {
-    int token;
+    int64_t token;
     float z, delta;
   };
 
@@ -443,20 +445,27 @@ class RowSlice {
     }
   }
 
-  // Of all candidates of the row.
-  __device__ __forceinline__ Candidate load_candidate(int64_t i) const {
+  // Of all candidates of the row. Its token is not checked yet, so that nothing waits for it.
+  __device__ __forceinline__ Candidate candidate_without_z(int64_t i) const {
     const int64_t at = row_ * job_.inputs.n_candidates + i;
-    const int64_t token = job_.inputs.index[at];
-    if (token < 0 || token >= job_.inputs.vocabulary) refuse_index("index", job_.inputs.vocabulary, "", token);
-    Candidate candidate{static_cast<int>(token), 0.0f, static_cast<const float*>(job_.inputs.delta.data)[at]};
+    return {job_.inputs.index[at], 0.0f, static_cast<const float*>(job_.inputs.delta.data)[at]};
+  }
+
+  __device__ __forceinline__ void load_z(Candidate& candidate) const {
+    const int64_t token = candidate.token, vocabulary = job_.inputs.vocabulary;
+    if (token < 0 || token >= vocabulary) refuse_index("index", vocabulary, "", token);
     with_row(job_.inputs.logits, row_, [&](const auto* row) { candidate.z = to_float(row[token]); });
-    return candidate;
   }
 
   template <class F>
   __device__ __forceinline__ void each_candidate_of_row(F&& f) const {
     for (int64_t i = threadIdx.x; i < job_.inputs.n_candidates; i += blockDim.x) {
-      f(i == threadIdx.x ? own_candidate_ : load_candidate(i));
+      Candidate candidate = own_candidate_;
+      if (i != threadIdx.x) {
+        candidate = candidate_without_z(i);
+        load_z(candidate);
+      }
+      f(candidate);
     }
   }
 
@@ -464,7 +473,7 @@ class RowSlice {
 
   __device__ __forceinline__ void put_candidates() {
     each_candidate_of_row([&](const Candidate& candidate) {
-      const int at = candidate.token - first_;
+      const int at = static_cast<int>(candidate.token) - first_;
       if (at < 0 || at >= count_) return;
       values()[at] = corrected(job_, candidate.z, candidate.delta);
       changed()[at / 4 % blockDim.x] = true;
@@ -653,7 +662,7 @@ class RowSlice {
   const int64_t row_;
   const int slice_, first_;
   int count_;
-  Candidate own_candidate_{};  // the candidate threadIdx.x of the row
+  Candidate own_candidate_{};  // number threadIdx.x of the row
 };
 
 }  // namespace copilot::cuda
