@@ -87,8 +87,19 @@ struct Histogram {
 // The bin that has the last token to keep.
 struct Crossing {
   int bin;
-  uint64_t above, inside, units;
+  uint64_t above, inside;
 };
+
+// Of this lane and those before it.
+__device__ __forceinline__ uint64_t warp_sum_upto(uint64_t value) {
+  const unsigned lane = threadIdx.x % 32;
+#pragma unroll
+  for (unsigned by = 1; by < 32; by *= 2) {
+    const uint64_t before = __shfl_up_sync(kFullMask, value, by);
+    if (lane >= by) value += before;
+  }
+  return value;
+}
 
 // ---- Filters ----
 
@@ -132,7 +143,6 @@ class Filters {
   struct Scan {
     uint64_t upto[kBins];  // within 32 bins
     uint64_t of_32[kBins / 32];
-    Crossing crossing;
   };
 
   template <class F>
@@ -149,7 +159,8 @@ class Filters {
   __device__ __forceinline__ void count(const Bins& bins, bool weigh, Histogram& histogram) const;
   __device__ __forceinline__ Crossing find(const Bins& bins, bool weigh, const Histogram& histogram, double top_p,
                                            uint64_t& target) const;
-  __device__ __forceinline__ uint64_t mass_of(const Bins& bins, bool weigh, int bin, uint64_t units) const;
+  static __device__ __forceinline__ uint64_t units_of(const Histogram& histogram, int bin);
+  static __device__ __forceinline__ uint64_t mass_of(const Bins& bins, bool weigh, int bin, uint64_t units);
 
   const Scores& scores_;
   const float largest_;
@@ -172,8 +183,19 @@ __device__ __forceinline__ void Filters::count(const Bins& bins, bool weigh, His
   });
 }
 
+// Of all blocks.
+__device__ __forceinline__ uint64_t Filters::units_of(const Histogram& histogram, int bin) {
+  uint64_t units = 0;
+#pragma unroll 2
+  for (unsigned rank = 0; rank < cluster_size(); ++rank) {
+    const Histogram& other = *of_peer(&histogram, rank);
+    units += other.lower[bin] + (static_cast<uint64_t>(other.upper[bin]) << kDigit);
+  }
+  return units;
+}
+
 // In units of 2^-40 of the weight of the largest score that is counted.
-__device__ __forceinline__ uint64_t Filters::mass_of(const Bins& bins, bool weigh, int bin, uint64_t units) const {
+__device__ __forceinline__ uint64_t Filters::mass_of(const Bins& bins, bool weigh, int bin, uint64_t units) {
   if (!weigh || units == 0) return units;
   const float weight = expf(score_of_rank(bins.high_of(bin)) - score_of_rank(bins.high));
   return static_cast<uint64_t>(static_cast<double>(units) * (0x1p40 / kUnits) * weight);
@@ -183,42 +205,26 @@ __device__ __forceinline__ uint64_t Filters::mass_of(const Bins& bins, bool weig
 __device__ __forceinline__ Crossing Filters::find(const Bins& bins, bool weigh, const Histogram& histogram,
                                                   double top_p, uint64_t& target) const {
   COPILOT_SHARED(Scan, scan);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const auto units_of = [&](int bin) {
-    uint64_t units = 0;
-    for (unsigned rank = 0; rank < cluster_size(); ++rank) {
-      const Histogram& other = *of_peer(&histogram, rank);
-      units += other.lower[bin] + (static_cast<uint64_t>(other.upper[bin]) << kDigit);
-    }
-    return units;
-  };
-  for (int some = warp; some < kBins / 32; some += warps) {
+  const int lane = threadIdx.x % 32;
+  for (int some = threadIdx.x / 32; some < kBins / 32; some += blockDim.x / 32) {
     const int bin = 32 * some + lane;
-    uint64_t upto = mass_of(bins, weigh, bin, units_of(bin));
-#pragma unroll
-    for (int by = 1; by < 32; by *= 2) {
-      const uint64_t before = __shfl_up_sync(kFullMask, upto, by);
-      if (lane >= by) upto += before;
-    }
+    const uint64_t upto = warp_sum_upto(mass_of(bins, weigh, bin, units_of(histogram, bin)));
     scan.upto[bin] = upto;
     if (lane == 31) scan.of_32[some] = upto;
   }
   __syncthreads();
-  uint64_t total = 0;
-  for (const uint64_t mass : scan.of_32) total += mass;
+  // Every warp finds it.
+  const uint64_t upto_32 = warp_sum_upto(lane < kBins / 32 ? scan.of_32[lane] : 0);
+  const uint64_t total = broadcast_lane(upto_32, 31);
   if (target == 0) target = static_cast<uint64_t>(ceil(top_p * static_cast<double>(total)));
   target = target == 0 ? 1 : target < total ? target : total;
-  uint64_t before = 0;
-  for (int some = 0; some < kBins / 32; ++some) {
-    if (some % warps == warp) {
-      const int bin = 32 * some + lane;
-      const uint64_t above = before + (lane > 0 ? scan.upto[bin - 1] : 0), upto = before + scan.upto[bin];
-      if (above < target && target <= upto) scan.crossing = {bin, above, upto - above, units_of(bin)};
-    }
-    before += scan.of_32[some];
-  }
-  __syncthreads();
-  return scan.crossing;
+  const int some = __popc(__ballot_sync(kFullMask, upto_32 < target));
+  const uint64_t before = broadcast_lane(upto_32, (some + 31) % 32);
+  const uint64_t upto = (some > 0 ? before : 0) + scan.upto[32 * some + lane];
+  const int place = __popc(__ballot_sync(kFullMask, upto < target));
+  const uint64_t last_above = broadcast_lane(upto, (place + 31) % 32);
+  const uint64_t above = place > 0 ? last_above : some > 0 ? before : 0;
+  return {32 * some + place, above, broadcast_lane(upto, place) - above};
 }
 
 __device__ __forceinline__ void Filters::keep(uint64_t k, double top_p) {
@@ -239,7 +245,7 @@ __device__ __forceinline__ void Filters::keep(uint64_t k, double top_p) {
     if (weigh && one_score) {
       // From here on tokens of equal weight are counted.
       weigh = false;
-      const uint64_t tokens = crossing.units / static_cast<uint64_t>(kUnits);
+      const uint64_t tokens = units_of(histogram, crossing.bin) / static_cast<uint64_t>(kUnits);
       target = static_cast<uint64_t>(
           ceil(static_cast<double>(target) * static_cast<double>(tokens) / static_cast<double>(crossing.inside)));
       crossing.inside = tokens;
