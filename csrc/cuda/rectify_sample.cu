@@ -186,7 +186,7 @@ __device__ __forceinline__ void draw(const Sampling& job, int64_t row, const Sco
 }
 
 __global__ void __launch_bounds__(kSliceThreads, 2)
-    draw_from_slices(const __grid_constant__ Rectification job, const Sampling sampling) {
+    draw_from_slices(const __grid_constant__ Rectification job, const __grid_constant__ Sampling sampling) {
   RowSlice slice(job);
   slice.load();
   slice.finish(slice.solve<Exchange::kCluster>());
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kSliceThreads, 2)
 }
 
 __global__ void __launch_bounds__(kSliceThreads, 2)
-    draw_from_rows(float* log_rectified, int vocabulary, const Sampling sampling) {
+    draw_from_rows(float* log_rectified, int vocabulary, const __grid_constant__ Sampling sampling) {
   float* row = log_rectified + int64_t{blockIdx.x} * vocabulary;
   draw(sampling, blockIdx.x, {row, 0, vocabulary, is_aligned(row)});
 }
