@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from copilot.attention import CopilotAttention
 from copilot.cache import CopilotCache
@@ -167,7 +167,10 @@ class CopilotModel(PreTrainedModel):
         )
 
     def _key_length(self, new: int, layers: list[CacheLayerMixin] | None, index: int) -> int:
-        return new if layers is None else layers[index].get_mask_sizes(new)[0]
+        if layers is None:
+            return new
+        layer = layers[index]
+        return layer.max_cache_len if isinstance(layer, StaticLayer) else layer.get_seq_length() + new
 
     def _self_mask(self, position: Tensor, layers: list[CacheLayerMixin] | None) -> Tensor:
         """(1, 1, n, keys): a step sees itself and the steps before it."""
