@@ -298,8 +298,9 @@ void with_objective(Objective objective, F&& f) {
 
 // Of a row: as many as have a slice, a power of two of them.
 unsigned blocks_of(int64_t k) {
-  unsigned blocks = 1;
-  while (current_device().capability >= 90 && blocks < 8 && blocks * kSlice < k) blocks *= 2;
+  if (k <= kSlice || current_device().capability < 90) return 1;
+  unsigned blocks = 2;
+  while (blocks < 8 && blocks * kSlice < k) blocks *= 2;
   return blocks;
 }
 

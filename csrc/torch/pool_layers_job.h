@@ -14,8 +14,8 @@ inline Rows rows_of_states(const Tensor& hidden) {
   return {hidden.const_data_ptr(), hidden.size(-1), dtype_of(hidden, "hidden_states")};
 }
 
-// A job of pool_layers, with its result. The states and `rows` must outlive it.
-class PoolWork {
+// A job of pool_layers, with its result. The states and `rows` must outlive it. Hidden as its members are.
+class __attribute__((visibility("hidden"))) PoolWork {
  public:
   PoolWork(const std::vector<Tensor>& hidden_states, const std::optional<Tensor>& rows, const std::string& pooling)
       : job_{}, out_(shaped(hidden_states, rows)) {
