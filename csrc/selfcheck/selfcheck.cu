@@ -1,12 +1,10 @@
 // Runs every CUDA kernel on random numbers and compares with its twin for the CPU, without torch: one line a kernel,
 // and 1 is returned if any differs. Another kernel is a function that runs it on a Check, and a Check in check_all().
 //
-// To build it for the GPU that is there:
-//   nvcc -arch=native -std=c++20 -O3 -Xcompiler -Wno-psabi -Icsrc/include -Icsrc/cpu -Icsrc/cuda \
-//     csrc/selfcheck/selfcheck.cu csrc/cuda/*.cu csrc/cpu/*.cpp -o selfcheck
-// and to emulate one:
-//   g++ -std=c++20 -O2 -Wno-psabi -U_FORTIFY_SOURCE -DCOPILOT_EMULATION -Icsrc/include -Icsrc/cpu -Icsrc/cuda \
-//     -x c++ csrc/selfcheck/selfcheck.cu csrc/cuda/*.cu csrc/cpu/*.cpp -o selfcheck
+// To build it for the GPU that is there, or to emulate one:
+//   includes="-Icsrc/include -Icsrc/cpu -Icsrc/cuda" files="csrc/selfcheck/selfcheck.cu csrc/cuda/*.cu csrc/cpu/*.cpp"
+//   nvcc -arch=native -std=c++20 -O3 -Xcompiler -Wno-psabi $includes $files -o selfcheck
+//   g++ -std=c++20 -O2 -Wno-psabi -U_FORTIFY_SOURCE -DCOPILOT_EMULATION $includes -x c++ $files -o selfcheck
 
 #include <algorithm>
 #include <cmath>
