@@ -51,6 +51,13 @@ def test_small_shapes_of_mixed_types_give_the_references_bits(pooling, shape, co
 
 
 @poolings
+@pytest.mark.parametrize("count", [128, 129, 300])
+def test_many_layers_give_the_references_bits(pooling, count):
+    layers = random_layers(count, 2, 24, dtypes=DTYPES)
+    assert torch.equal(pool_layers(layers, pooling=pooling), reference.pool_layers(layers, None, pooling))
+
+
+@poolings
 def test_rows_of_wider_tensors_give_the_references_bits(pooling):
     layers = [hidden[1::2, 3:40] for hidden in random_layers(8, 9, 50)]
     rows = torch.tensor([3, 1, 3])
