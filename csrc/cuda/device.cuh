@@ -124,6 +124,9 @@ T* of_peer(T* address, unsigned rank) {
 
 // Ends the whole grid: an argument that only the device sees is wrong.
 [[noreturn]] inline void refuse(const char* what) { throw std::runtime_error(what); }
+[[noreturn]] inline void refuse(const char* what, int64_t got) {
+  throw std::runtime_error(std::string("refused by the kernel, ") + what + "; got " + std::to_string(got));
+}
 
 #else
 
@@ -157,6 +160,11 @@ __device__ __forceinline__ T* of_peer(T* address, unsigned) {
 // Ends the whole grid: an argument that only the device sees is wrong.
 [[noreturn]] __device__ __forceinline__ void refuse(const char* what) {
   printf("copilot: %s\n", what);
+  __trap();
+  __builtin_unreachable();
+}
+[[noreturn]] __device__ __forceinline__ void refuse(const char* what, int64_t got) {
+  printf("copilot: %s; got %lld\n", what, static_cast<long long>(got));
   __trap();
   __builtin_unreachable();
 }

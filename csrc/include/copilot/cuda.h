@@ -11,4 +11,9 @@ namespace copilot::cuda {
 
 using Stream = CUstream_st*;  // cudaStream_t
 
+// With scratch memory of that many bytes, aligned to 8 of them.
+int64_t mistake_cross_entropy_scratch(int64_t rows, int64_t vocabulary, int64_t k);
+void mistake_cross_entropy(const MistakeCrossEntropy& job, int64_t rows, void* scratch, Stream stream);
+void mistake_cross_entropy_backward(const MistakeCrossEntropyBackward& job, int64_t rows, Stream stream);
+
 }  // namespace copilot::cuda
