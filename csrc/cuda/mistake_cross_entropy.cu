@@ -43,10 +43,22 @@ struct Slice {
 
   // This thread's elements of a chunk; behind the last one is -infinity.
   __device__ __forceinline__ void load(int chunk, float* values) const {
+    if (aligned && chunk + kChunk <= size) {  // every load is on its way before the first is waited for
+      uint4 bits[kElements / kPack<T>];
 #pragma unroll
-    for (int i = 0; i < kElements; i += kPack<T>) {
-      const int at = chunk + place(i);
-      load_pack(from + at, size - at, aligned, -kInfinity, values + i);
+      for (int i = 0; i < kElements; i += kPack<T>) {
+        bits[i / kPack<T>] = __ldcs(reinterpret_cast<const uint4*>(from + chunk + place(i)));
+      }
+      Pack<T> packs[kElements / kPack<T>];
+      memcpy(packs, bits, sizeof(packs));
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) values[i] = to_float(packs[i / kPack<T>].at[i % kPack<T>]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kElements; i += kPack<T>) {
+        const int at = chunk + place(i);
+        load_pack(from + at, size - at, aligned, -kInfinity, values + i);
+      }
     }
   }
 };
@@ -236,7 +248,7 @@ struct Entries {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) slices_kernel(MistakeCrossEntropy job, Slices slices) {
+__global__ void __launch_bounds__(kThreads, 5) slices_kernel(MistakeCrossEntropy job, Slices slices) {
   COPILOT_SHARED(Entries, entries);
   const int64_t row = blockIdx.x / slices.count, at = blockIdx.x % slices.count;
   if (is_ignored(job.labels, row, job.ignore_index, job.vocabulary)) return;

@@ -16,7 +16,7 @@ MistakeFields mistake_cross_entropy_gpu(Tensor logits, Tensor labels, std::optio
   check_rows(logits, "logits");
   const Gpu gpu(logits);
   gpu.check(labels, "labels");
-  STD_TORCH_CHECK(logits.size(1) <= std::numeric_limits<int32_t>::max(), "logits must have 2^31 columns at most");
+  STD_TORCH_CHECK(logits.size(1) <= int64_t{1} << 30, "logits must have 2^30 columns at most");
   MistakeFields fields = mistake_fields(logits, k);
   const MistakeCrossEntropy job = mistake_job(logits, labels, k, ignore_index, fields);
   const int64_t count = logits.size(0);
