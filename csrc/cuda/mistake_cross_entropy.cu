@@ -6,7 +6,8 @@
 // be among the k largest, comes from the second-level cache. Sums run in float in a thread and in double over threads.
 //
 // With the whole vocabulary kept, a cluster of blocks holds a row in shared memory between its two reductions, so that
-// the logits are read once and the probabilities written once.
+// the logits are read once and the probabilities written once. Where there are no clusters, it is one block, and a row
+// that is too long for it is read three times.
 
 #include "device.cuh"
 
