@@ -2,8 +2,9 @@
 //
 // With k tokens kept, the vocabulary is cut into slices. A block streams one, and leaves its k largest entries in order
 // and the sums over all others; a small second kernel merges the slices of a row. What must be moved is the logits,
-// once: what slices leave is 1 % of that, and the quarter that is read twice, to know from which value on an entry may
-// be among the k largest, comes from the second-level cache. Sums run in float in a thread and in double over threads.
+// once. At k = 32, what slices leave is 1 % of that, and a quarter is read twice, the second time from the second-level
+// cache, to know from which value on an entry may be among the k largest. Sums run in float in a thread and in double
+// over threads.
 //
 // With the whole vocabulary kept, a cluster of blocks holds a row in shared memory between its two reductions, so that
 // the logits are read once and the probabilities written once. Where there are no clusters, it is one block, and a row
