@@ -17,4 +17,9 @@ void pool_layers(const PoolLayers& job, int64_t n_rows, int64_t count, Stream st
 void candidate_loss(const CandidateLoss& job, int64_t n_rows, Stream stream);
 void candidate_loss_backward(const CandidateLossBackward& job, int64_t n_rows, Stream stream);
 
+// With scratch memory of that many bytes, aligned to 8 of them.
+int64_t mistake_cross_entropy_scratch(int64_t rows, int64_t vocabulary, int64_t k);
+void mistake_cross_entropy(const MistakeCrossEntropy& job, int64_t rows, void* scratch, Stream stream);
+void mistake_cross_entropy_backward(const MistakeCrossEntropyBackward& job, int64_t rows, Stream stream);
+
 }  // namespace copilot::cuda
