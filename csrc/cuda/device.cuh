@@ -124,8 +124,8 @@ T* of_peer(T* address, unsigned rank) {
 
 // Ends the whole grid: an index that only the device sees is beyond [0, size); `why` may be empty.
 [[noreturn]] inline void refuse_index(const char* name, int64_t size, const char* why, int64_t got) {
-  throw std::runtime_error(std::string("copilot: ") + name + " must lie in [0, " + std::to_string(size) + ")" + why +
-                           "; got " + std::to_string(got));
+  throw std::runtime_error(std::string("refused by the kernel, ") + name + " must lie in [0, " + std::to_string(size) +
+                           ")" + why + "; got " + std::to_string(got));
 }
 
 #else
