@@ -71,9 +71,7 @@ __device__ __forceinline__ bool is_ignored(const int64_t* labels, int64_t row, i
                                            int64_t vocabulary) {
   const int64_t label = labels[row];
   if (label == ignore_index) return true;
-  if (label < 0 || label >= vocabulary) {
-    refuse_index("labels", vocabulary, " or be ignore_index", label);
-  }
+  if (label < 0 || label >= vocabulary) refuse_index("labels", vocabulary, " or be ignore_index", label);
   return false;
 }
 

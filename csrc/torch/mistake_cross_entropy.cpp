@@ -1,6 +1,6 @@
 // copilot::mistake_cross_entropy and its backward; see copilot/ops/mistake_cross_entropy.py.
 
-#include "mistake_job.h"
+#include "mistake_cross_entropy_job.h"
 
 namespace copilot {
 namespace {

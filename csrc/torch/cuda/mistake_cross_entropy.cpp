@@ -5,7 +5,7 @@
 #endif
 
 #include "gpu.h"
-#include "mistake_job.h"
+#include "mistake_cross_entropy_job.h"
 
 namespace copilot {
 namespace {
