@@ -277,8 +277,8 @@ def test_every_instruction_set_gives_the_same_losses(instruction_set, tmp_path):
     ("place", "value", "named"),
     [
         (1, torch.zeros(5, 63), "top_prob"),
-        (3, torch.full((5,), 64), "target must lie in .0, 64. .*; got 64"),
-        (3, torch.full((5,), -100), "target must lie in .0, 64. .*; got -100"),
+        pytest.param(3, torch.full((5,), 64), "target must lie in .0, 64. .*; got 64", marks=pytest.mark.refuses),
+        pytest.param(3, torch.full((5,), -100), "target must lie in .0, 64. .*; got -100", marks=pytest.mark.refuses),
         (3, torch.zeros(4, dtype=torch.int64), "target"),
         (3, torch.zeros(5, dtype=torch.int32), "target"),
         (4, torch.zeros(4), "target_prob"),

@@ -142,6 +142,7 @@ def test_every_instruction_set_gives_the_same_bits(instruction_set, tmp_path):
         assert torch.equal(actual, torch.ops.copilot.pool_layers(*arguments))
 
 
+@pytest.mark.refuses
 @pytest.mark.parametrize("row", [6, -1, 2**62])
 def test_a_row_out_of_range_is_refused(row):
     with pytest.raises(RuntimeError, match=rf"rows must lie in \[0, 6\); got {row}"):
