@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers import AutoModel, PreTrainedModel, initialization
+from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from copilot.attention import CopilotAttention
 from copilot.cache import CopilotCache
@@ -67,20 +67,20 @@ class CopilotModel(PreTrainedModel):
             self.inject_lora(config.lora)
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: nn.Module) -> None:  # by functions that leave loaded weights alone
         if isinstance(module, ZeroLinear):
-            module.weight.zero_()
+            initialization.zeros_(module.weight)
         elif isinstance(module, MistakeInput):
-            module.bias.normal_(std=0.02)
+            initialization.normal_(module.bias, std=0.02)
             if module.weight is not None:
-                module.weight.normal_(std=0.02)
+                initialization.normal_(module.weight, std=0.02)
         elif isinstance(module, CorrectionHead):
             if module.weight is not None:
-                module.weight.zero_()
+                initialization.zeros_(module.weight)
         elif isinstance(module, nn.Linear):
-            module.weight.normal_(std=module.in_features**-0.5)
+            initialization.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
-                module.bias.zero_()
+                initialization.zeros_(module.bias)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -167,7 +167,10 @@ class CopilotModel(PreTrainedModel):
         )
 
     def _key_length(self, new: int, layers: list[CacheLayerMixin] | None, index: int) -> int:
-        return new if layers is None else layers[index].get_mask_sizes(new)[0]
+        if layers is None:
+            return new
+        layer = layers[index]
+        return layer.max_cache_len if isinstance(layer, StaticLayer) else layer.get_seq_length() + new
 
     def _self_mask(self, position: Tensor, layers: list[CacheLayerMixin] | None) -> Tensor:
         """(1, 1, n, keys): a step sees itself and the steps before it."""

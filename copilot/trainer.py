@@ -67,9 +67,9 @@ class CopilotTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.label_smoothing_factor != 0:
             raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}, the pair supports only 0")
-        if self.activation_checkpointing:
+        if self.gradient_checkpointing:  # its name in every transformers 5; since 5.23 also activation_checkpointing
             raise ValueError(
-                "activation_checkpointing is True, expected False: call pair.pilot.activation_checkpointing_enable()"
+                "activation_checkpointing (gradient_checkpointing) is True, expected False: enable it of pair.pilot"
             )
         if self.fsdp or self.deepspeed:
             raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")

@@ -1,6 +1,8 @@
 """The package builds: facts of the compiled extension, what is said when it cannot be used, contents of the wheel."""
 
 import importlib.metadata
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,8 +42,21 @@ def test_extension_names_its_compiler_standard_and_build_type() -> None:
 
 
 @needs_extension
-def test_extension_without_kernels_for_cuda_lists_no_architecture() -> None:
-    assert BUILD["cuda_arch_list"] == "none"
+def test_extension_lists_the_gpus_that_it_was_built_for() -> None:
+    assert (BUILD["cuda_arch_list"] == "none") == (BUILD["cuda"] == "none")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is a build for CUDA")
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [("1", r"COPILOT_CUDA=1, but .*build without CUDA: install one"), ("yes", "must be 'auto', '0' or '1'; got 'yes'")],
+)
+def test_cuda_kernels_that_cannot_be_built_are_an_error_where_they_are_wanted(choice: str, message: str) -> None:
+    environment = os.environ | {"COPILOT_CUDA": choice}
+    command = [sys.executable, "setup.py", "--version"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert re.search(message, ended.stderr)
 
 
 def test_the_kernels_in_use_are_named() -> None:

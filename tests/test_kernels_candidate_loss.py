@@ -98,6 +98,29 @@ def test_a_very_large_vocabulary_is_as_exact_as_in_the_reference(rectifier, loss
 
 
 @objectives
+@pytest.mark.parametrize("k", [1024, 1025, 2900])
+def test_many_kept_tokens_are_as_exact_as_in_the_reference(rectifier, loss, k):
+    mistakes = random_mistakes(4, 3000, k)
+    assert_as_exact_as_the_reference(mistakes, random_delta(mistakes), rectifier, loss)
+
+
+@pytest.mark.parametrize("loss", ["rmse", "ce", "kl"])
+@pytest.mark.parametrize("size", [64, 5000])
+@pytest.mark.parametrize("change", [55.0, 75.0])
+def test_an_unlikely_token_may_be_what_delta_favours(loss, size, change):
+    """The weights, relative to the largest delta, have squares that float32 does not hold."""
+    logits = torch.zeros(2, size)
+    logits[:, 7] = -65.0
+    _, mistakes = reference.mistake_cross_entropy(logits, torch.tensor([7, 30]), None, -100)
+    delta = random_delta(mistakes)
+    delta[:, 7] = change
+    right = with_gradient(lambda d: truth(mistakes, d, "simplex", loss), delta.double(), torch.ones(2).double())
+    mine = with_gradient(lambda d: candidate_loss(mistakes, d, loss=loss), delta, torch.ones(2))
+    for value, exact in zip(mine, right, strict=True):
+        torch.testing.assert_close(value.double(), exact, atol=1e-4, rtol=0)  # float32 of numbers around 70
+
+
+@objectives
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("prob_dtype", DTYPES)
 def test_every_type_of_either_input_is_as_exact_as_in_the_reference(rectifier, loss, dtype, prob_dtype):
@@ -254,8 +277,8 @@ def test_every_instruction_set_gives_the_same_losses(instruction_set, tmp_path):
     ("place", "value", "named"),
     [
         (1, torch.zeros(5, 63), "top_prob"),
-        (3, torch.full((5,), 64), "target must lie in .0, 64. .*; got 64"),
-        (3, torch.full((5,), -100), "target must lie in .0, 64. .*; got -100"),
+        pytest.param(3, torch.full((5,), 64), "target must lie in .0, 64. .*; got 64", marks=pytest.mark.refuses),
+        pytest.param(3, torch.full((5,), -100), "target must lie in .0, 64. .*; got -100", marks=pytest.mark.refuses),
         (3, torch.zeros(4, dtype=torch.int64), "target"),
         (3, torch.zeros(5, dtype=torch.int32), "target"),
         (4, torch.zeros(4), "target_prob"),

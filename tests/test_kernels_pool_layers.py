@@ -51,6 +51,13 @@ def test_small_shapes_of_mixed_types_give_the_references_bits(pooling, shape, co
 
 
 @poolings
+@pytest.mark.parametrize("count", [128, 129, 300])
+def test_many_layers_give_the_references_bits(pooling, count):
+    layers = random_layers(count, 2, 24, dtypes=DTYPES)
+    assert torch.equal(pool_layers(layers, pooling=pooling), reference.pool_layers(layers, None, pooling))
+
+
+@poolings
 def test_rows_of_wider_tensors_give_the_references_bits(pooling):
     layers = [hidden[1::2, 3:40] for hidden in random_layers(8, 9, 50)]
     rows = torch.tensor([3, 1, 3])
@@ -135,6 +142,7 @@ def test_every_instruction_set_gives_the_same_bits(instruction_set, tmp_path):
         assert torch.equal(actual, torch.ops.copilot.pool_layers(*arguments))
 
 
+@pytest.mark.refuses
 @pytest.mark.parametrize("row", [6, -1, 2**62])
 def test_a_row_out_of_range_is_refused(row):
     with pytest.raises(RuntimeError, match=rf"rows must lie in \[0, 6\); got {row}"):

@@ -333,6 +333,7 @@ def test_compiled_functions_give_what_eager_ones_give(rectifier, fusion):
 # ---- Errors ----
 
 
+@pytest.mark.refuses
 @pytest.mark.parametrize("wrong", [-1, 30, 2**40, -(2**63)])
 def test_a_candidate_outside_the_vocabulary_is_refused(wrong):
     logits, delta, index = random_case(3, 30, 4)

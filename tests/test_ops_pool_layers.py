@@ -94,6 +94,7 @@ def test_rows_that_are_no_vector_of_int64_are_refused(rows):
         pool_layers([torch.zeros(2, 3)], rows)
 
 
+@pytest.mark.refuses
 @pytest.mark.parametrize("row", [2, 2**40])
 def test_a_row_that_is_not_there_is_refused(row):
     with pytest.raises((IndexError, RuntimeError)):

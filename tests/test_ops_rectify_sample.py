@@ -330,6 +330,7 @@ def test_a_wrong_argument_is_named(change, named):
         rectify_sample(**arguments | numbers | change)
 
 
+@pytest.mark.refuses
 @pytest.mark.parametrize("token", [-1, 10, 2**40])
 def test_an_index_outside_the_vocabulary_is_an_error(token):
     with pytest.raises(RuntimeError, match="index"):

@@ -156,6 +156,18 @@ def test_a_split_may_be_empty() -> None:
     assert generate_problems(train=0, validation=0, test=4).train == []
 
 
+def test_only_the_grades_asked_for_are_told() -> None:
+    problems = generate_problems(train=30, validation=6, test=6, grades=(1, 3))
+    assert [{problem.grade for problem in split} for split in vars(problems).values()] == [{1, 3}] * 3
+    assert sum(problem.grade == 1 for problem in problems.train) == 15
+
+
+@pytest.mark.parametrize("grades", [(), (1, 5)])
+def test_an_unknown_grade_is_refused(grades: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"grades is .*accepted are some of \[1, 2, 3, 4\]"):
+        generate_problems(grades=grades)
+
+
 def test_a_negative_number_is_refused() -> None:
     with pytest.raises(ValueError, match="validation is -1; accepted is 0 or more"):
         generate_problems(validation=-1)

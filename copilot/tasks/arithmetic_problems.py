@@ -7,6 +7,7 @@ of `STORIES`, but neither a wording nor a set of operands.
 import ast
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from copilot.tasks.arithmetic_stories import (
@@ -42,7 +43,9 @@ class ArithmeticProblems:
     test: list[Example]
 
 
-def generate_problems(train: int = 2000, validation: int = 400, test: int = 500, seed: int = 0) -> ArithmeticProblems:
+def generate_problems(
+    train: int = 2000, validation: int = 400, test: int = 500, seed: int = 0, grades: Sequence[int] = (1, 2, 3, 4)
+) -> ArithmeticProblems:
     """Generate word problems whose completion is an equation such as ` X=(22-14)/4` and whose answer is its value.
 
     Every intermediate result and every answer is a whole number above zero. No two problems, of one split or of two,
@@ -50,20 +53,26 @@ def generate_problems(train: int = 2000, validation: int = 400, test: int = 500,
 
     Args:
         train, validation, test: Number of problems in each split. There is room for about nine thousand in all.
-        seed: The same seed and numbers give the same problems.
+        seed: The same arguments give the same problems.
+        grades: Those to take the stories from; 1 is the easiest, 4 the hardest.
 
     Raises:
-        ValueError: a number is negative, or more problems are asked for than there are unused operands.
+        ValueError: a number is negative, a grade is unknown or there is none, or more problems are asked for than there
+            are unused operands.
     """
     for name, count in (("train", train), ("validation", validation), ("test", test)):
         if count < 0:
             raise ValueError(f"{name} is {count}; accepted is 0 or more")
+    known = {story.grade for story in STORIES}
+    if not grades or not known.issuperset(grades):
+        raise ValueError(f"grades is {grades}; accepted are some of {sorted(known)}")
+    stories = [story for story in STORIES if story.grade in grades]
     generator = random.Random(seed)
     used: set[tuple[int, ...]] = set()
     return ArithmeticProblems(
-        train=_problems([(story, story.train) for story in STORIES], train, used, generator),
-        validation=_problems([(story, story.validation) for story in STORIES], validation, used, generator),
-        test=_problems([(story, story.test) for story in STORIES], test, used, generator),
+        train=_problems([(story, story.train) for story in stories], train, used, generator),
+        validation=_problems([(story, story.validation) for story in stories], validation, used, generator),
+        test=_problems([(story, story.test) for story in stories], test, used, generator),
     )
 
 

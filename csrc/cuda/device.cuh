@@ -122,13 +122,10 @@ T* of_peer(T* address, unsigned rank) {
   return emulation::of_peer(address, rank);
 }
 
-// Ends the whole grid: an argument that only the device sees is wrong.
-[[noreturn]] inline void refuse(const char* what) { throw std::runtime_error(what); }
-
-// The same of an index beyond [0, size); `why` may be empty.
+// Ends the whole grid: an index that only the device sees is beyond [0, size); `why` may be empty.
 [[noreturn]] inline void refuse_index(const char* name, int64_t size, const char* why, int64_t got) {
-  throw std::runtime_error(std::string("copilot: ") + name + " must lie in [0, " + std::to_string(size) + ")" + why +
-                           "; got " + std::to_string(got));
+  throw std::runtime_error(std::string("refused by the kernel, ") + name + " must lie in [0, " + std::to_string(size) +
+                           ")" + why + "; got " + std::to_string(got));
 }
 
 #else
@@ -160,14 +157,7 @@ __device__ __forceinline__ T* of_peer(T* address, unsigned) {
 }
 #endif
 
-// Ends the whole grid: an argument that only the device sees is wrong.
-[[noreturn]] __device__ __forceinline__ void refuse(const char* what) {
-  printf("copilot: %s\n", what);
-  __trap();
-  __builtin_unreachable();
-}
-
-// The same of an index beyond [0, size); `why` may be empty.
+// Ends the whole grid: an index that only the device sees is beyond [0, size); `why` may be empty.
 [[noreturn]] __device__ __forceinline__ void refuse_index(const char* name, int64_t size, const char* why,
                                                           int64_t got) {
   printf("copilot: %s must lie in [0, %lld)%s; got %lld\n", name, static_cast<long long>(size), why,

@@ -235,8 +235,7 @@ class RowSlice {
   __device__ __forceinline__ explicit RowSlice(const Rectification& job)
       : job_(job),
         row_(blockIdx.x / job.split.slices),
-        slice_(static_cast<int>(blockIdx.x % job.split.slices)),
-        first_(slice_ * job.split.length) {
+        first_(static_cast<int>(blockIdx.x % job.split.slices) * job.split.length) {
     const int64_t left = job.inputs.vocabulary - first_;
     count_ = left < job.split.length ? static_cast<int>(left) : job.split.length;
   }
@@ -660,7 +659,7 @@ class RowSlice {
 
   const Rectification& job_;
   const int64_t row_;
-  const int slice_, first_;
+  const int first_;
   int count_;
   Candidate own_candidate_{};  // number threadIdx.x of the row
 };

@@ -11,6 +11,17 @@ namespace copilot::cuda {
 
 using Stream = CUstream_st*;  // cudaStream_t
 
+// `layers` is the host's; of every layer `n_rows` rows are there, `count` of them are pooled.
+void pool_layers(const PoolLayers& job, int64_t n_rows, int64_t count, Stream stream);
+
+void candidate_loss(const CandidateLoss& job, int64_t n_rows, Stream stream);
+void candidate_loss_backward(const CandidateLossBackward& job, int64_t n_rows, Stream stream);
+
+// With scratch memory of that many bytes, aligned to 8 of them.
+int64_t mistake_cross_entropy_scratch(int64_t rows, int64_t vocabulary, int64_t k);
+void mistake_cross_entropy(const MistakeCrossEntropy& job, int64_t rows, void* scratch, Stream stream);
+void mistake_cross_entropy_backward(const MistakeCrossEntropyBackward& job, int64_t rows, Stream stream);
+
 // Log p~ of every row; candidates are float32 and adjacent, in any order. `out` is (rows, vocabulary), adjacent, and
 // `scratch` has rectify_scratch() bytes, which may be none.
 void rectify(const RectifyInputs& inputs, float* out, void* scratch, Stream stream);

@@ -1,0 +1,56 @@
+"""The CUDA kernels compile for every generation of GPUs, without a warning and without a register spilled."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pybind11
+import pytest
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(ROOT.glob("csrc/cuda/*.cu"))
+BINDINGS = sorted(ROOT.glob("csrc/torch/cuda/*.cpp"))
+INCLUDES = [f"-I{ROOT / 'csrc' / folder}" for folder in ("include", "cpu", "cuda", "torch")]
+NVCC = shutil.which("nvcc") or (cpp_extension.CUDA_HOME and shutil.which(f"{cpp_extension.CUDA_HOME}/bin/nvcc"))
+
+
+def compiled(*command: str | Path) -> str:
+    """What the compiler says about a file without an error."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_kernel_compiles_without_a_spill(source: Path, tmp_path: Path) -> None:
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90, 100)]
+    said = compiled(
+        *(NVCC, "-std=c++20", "-O3", "--Werror=all-warnings", "-Xptxas=-v", "--threads=0", *targets, *INCLUDES),
+        *("-c", source, "-o", tmp_path / "kernel.o"),
+    )
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert spills
+    assert set(spills) == {("0", "0")}, said
+
+
+@pytest.mark.parametrize("source", BINDINGS, ids=lambda path: path.stem)
+def test_a_binding_compiles(source: Path) -> None:
+    torch_headers = [f"-I{path}" for path in (*cpp_extension.include_paths(), pybind11.get_include())]
+    compiled(
+        *(os.environ.get("CXX", "c++"), "-std=c++20", "-fsyntax-only", "-Wall", "-Werror"),
+        *("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+        *(*INCLUDES, *torch_headers, f"-I{sysconfig.get_path('include')}", source),
+    )
+
+
+def test_every_operation_has_a_kernel_and_a_binding() -> None:
+    operations = {path.stem for path in ROOT.glob("csrc/torch/*.cpp")} - {"module"}
+    assert {path.stem for path in SOURCES} == operations
+    assert {path.stem for path in BINDINGS} == operations
