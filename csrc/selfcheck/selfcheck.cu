@@ -526,7 +526,8 @@ void run(const RectifyCase& of, Check& rectify, Check& sample, const std::string
                              of.rectifier,    kStrength};
   cuda::rectify(inputs, out.device(), scratch.device(), nullptr);
   rectify.compare(out.from_device(), out.host, 4e-6, name);
-  // In turn, and for one dtype only: an emulated GPU takes long.
+  // In turn, and for one dtype only: an emulated GPU takes long. Its delta is float32, with others p~ itself has ties
+  // up to rounding.
   if (of.dtype != bf16) return;
   run(kSamplingCases[sample.comparisons() / 2 % std::size(kSamplingCases)], inputs, out.host, sample, name);
 }
@@ -535,7 +536,7 @@ void check_rectify(Check& rectify, Check& sample) {
   for (const auto& [rectifier, of] : {std::pair{Rectifier::kSimplex, ", simplex"},
                                       {Rectifier::kLogit, ", logit"},
                                       {Rectifier::kLinear, ", linear"}}) {
-    for (const auto& [dtype, delta] : {std::pair{f32, bf16}, {bf16, f16}, {f16, f32}}) {
+    for (const auto& [dtype, delta] : {std::pair{f32, f16}, {bf16, f32}, {f16, bf16}}) {
       for (const auto& [rows, vocabulary] : kRowsAndVocabularies) {
         for (const bool aligned : {true, false}) {
           for (const bool dense : {true, false}) {
