@@ -20,8 +20,9 @@ COPILOT_CUDA=1 python setup.py --quiet build_ext --inplace
 python -c 'import copilot; print(copilot.build_info())'
 
 echo "== Each kernel against its twin on the CPU"
-nvcc -std=c++20 -O3 -arch=native -Icsrc/include -Icsrc/cpu -Icsrc/cuda csrc/selfcheck/selfcheck.cu csrc/cuda/*.cu csrc/cpu/*.cpp \
-  -o build/selfcheck
+mkdir -p build
+nvcc -arch=native -std=c++20 -O3 -Xcompiler -Wno-psabi -Icsrc/include -Icsrc/cpu -Icsrc/cuda \
+  csrc/selfcheck/selfcheck.cu csrc/cuda/*.cu csrc/cpu/*.cpp -o build/selfcheck
 build/selfcheck
 
 echo "== Tests of the operations, sent to the GPU"
