@@ -12,7 +12,18 @@ import torch
 from copilot import MistakeLog, PilotCopilotForCausalLM
 from copilot.cli import main as tcopilot
 from copilot.comparison import Comparison, align, compare
-from copilot.demo import Timing, build, changes, in_turns, main, report_changes, run, show_change, time_decoding
+from copilot.demo import (
+    SETTINGS,
+    Timing,
+    build,
+    changes,
+    in_turns,
+    main,
+    report_changes,
+    run,
+    show_change,
+    time_decoding,
+)
 from copilot.demo import time_training as time_steps
 from copilot.tasks import Example, generate_problems, paired_bootstrap
 
@@ -154,6 +165,6 @@ def test_the_whole_demo_leaves_a_pair_that_generates(pilot, tmp_path, capsys):
     assert results["metrics"]["NLL"]["difference"]["low"] <= results["metrics"]["NLL"]["difference"]["high"]
     log = MistakeLog(128)
     log.load(out / "mistake_log.safetensors")
-    assert log.rounds_seen == 2
+    assert log.rounds_seen == 24 // SETTINGS["per_device_train_batch_size"]
     assert tcopilot(["generate", "--pair", str(out), "w1 w2", "--max_new_tokens", "4"]) == 0
     assert Path(out / "pilot" / "adapter_model.safetensors").exists()
