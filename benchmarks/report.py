@@ -115,6 +115,12 @@ KERNEL_CASES = {
         "N = 64, V = 128256, float32, dense",
         "N = 64, V = 32000, float32, 32 candidates",
     ],
+    "rectify_sample": [
+        "N = 1, greedy",
+        "N = 1, temperature 0.8",
+        "N = 64, temperature 0.8",
+        "N = 64, temperature 0.8, top-k 50, top-p 0.95",
+    ],
     "mistake_cross_entropy": [
         *(f"N = {n}, V = 49152, float32" for n in (64, 512)),
         "N = 512, V = 49152, bfloat16",
