@@ -88,6 +88,8 @@ setup(
         (CUDAExtension if CUDA else CppExtension)(
             "copilot._C",
             sources=sorted(map(str, sources)),
+            # All of it, so that a source distribution has it too.
+            depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.is_file()),
             include_dirs=[
                 pybind11.get_include(),
                 *(str(Path("csrc", name).resolve()) for name in ("include", "cpu", "torch")),

@@ -154,7 +154,7 @@ def test_extension_is_imported_by_a_process_that_has_not_imported_torch() -> Non
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_python_file_the_extension_and_the_type_marker(tmp_path: Path) -> None:
+def test_wheel_of_a_source_distribution_holds_every_python_file_and_the_extension(tmp_path: Path) -> None:
     pytest.importorskip("pybind11", reason="the extension cannot be built without pybind11")
     source = tmp_path / "source"
     for name in ("copilot", "csrc"):
@@ -162,7 +162,9 @@ def test_wheel_holds_every_python_file_the_extension_and_the_type_marker(tmp_pat
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip_wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip_wheel, "--wheel-dir", tmp_path, source], check=True)
+    subprocess.run([sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path], cwd=source, check=True)
+    (distribution,) = tmp_path.glob("*.tar.gz")
+    subprocess.run([*pip_wheel, "--wheel-dir", tmp_path, distribution], check=True)
 
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
