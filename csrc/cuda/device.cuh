@@ -39,8 +39,7 @@ struct Launch {
 };
 
 struct Device {
-  int capability;  // 80 for 8.0
-  int multiprocessors;
+  int capability;           // 80 for 8.0
   size_t shared_per_block;  // bytes, at most
 };
 
@@ -48,7 +47,7 @@ struct Device {
 
 inline Device current_device() {
   const char* capability = std::getenv("COPILOT_EMULATED_CAPABILITY");
-  return {capability ? std::atoi(capability) : 90, 132, 227 * 1024};
+  return {capability ? std::atoi(capability) : 90, 227 * 1024};
 }
 
 template <class... Parameters, class... Arguments>
@@ -66,13 +65,12 @@ inline void check(cudaError_t error) {
 }
 
 inline Device current_device() {
-  int device, major, minor, multiprocessors, shared;
+  int device, major, minor, shared;
   check(cudaGetDevice(&device));
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return {10 * major + minor, multiprocessors, static_cast<size_t>(shared)};
+  return {10 * major + minor, static_cast<size_t>(shared)};
 }
 
 // Launches `kernel`; without blocks there is nothing to do.

@@ -145,11 +145,7 @@ class Cluster {
     count_ = fibers.size();
     Cluster* outer = std::exchange(running, this);
     try {
-      for (unsigned z = 0; z < grid.z; ++z) {
-        for (unsigned y = 0; y < grid.y; ++y) {
-          for (unsigned x = 0; x < grid.x; x += cluster_size) run({x, y, z}, grid, block_size, cluster_size, shared);
-        }
-      }
+      for (unsigned x = 0; x < grid.x; x += cluster_size) run({x, 0, 0}, grid, block_size, cluster_size, shared);
     } catch (...) {
       running = outer;
       throw;
@@ -287,7 +283,6 @@ inline T* of_peer(T* address, unsigned rank) {
 constexpr unsigned kFullMask = 0xFFFFFFFFu;
 
 inline void __syncthreads() { copilot::emulation::current->block->barrier.wait(); }
-inline void __syncwarp(unsigned = kFullMask) { copilot::emulation::warp().barrier.wait(); }
 
 template <class T>
 inline T __shfl_sync(unsigned, T value, int from) {
@@ -296,10 +291,6 @@ inline T __shfl_sync(unsigned, T value, int from) {
 template <class T>
 inline T __shfl_xor_sync(unsigned, T value, int mask) {
   return copilot::emulation::exchanged(value, copilot::emulation::current->lane ^ static_cast<unsigned>(mask));
-}
-template <class T>
-inline T __shfl_down_sync(unsigned, T value, unsigned by) {
-  return copilot::emulation::exchanged(value, copilot::emulation::current->lane + by);
 }
 template <class T>
 inline T __shfl_up_sync(unsigned, T value, unsigned by) {
@@ -314,8 +305,6 @@ inline unsigned __ballot_sync(unsigned, bool holds) {
   }
   return bits;
 }
-inline bool __any_sync(unsigned mask, bool holds) { return __ballot_sync(mask, holds) != 0; }
-inline bool __all_sync(unsigned mask, bool holds) { return __ballot_sync(mask, !holds) == 0; }
 
 // ---- Memory: fibers are never interrupted, so that any operation is atomic ----
 
@@ -335,31 +324,11 @@ template <class T>
 inline T atomicAdd(T* to, T value) {
   return std::exchange(*to, static_cast<T>(*to + value));
 }
-template <class T>
-inline T atomicMax(T* to, T value) {
-  return std::exchange(*to, std::max(*to, value));
-}
-template <class T>
-inline T atomicMin(T* to, T value) {
-  return std::exchange(*to, std::min(*to, value));
-}
-template <class T>
-inline T atomicCAS(T* to, T expected, T value) {
-  const T old = *to;
-  if (old == expected) *to = value;
-  return old;
-}
-inline void __threadfence() {}
 
 // ---- Numbers ----
 
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __logf(float x) { return std::log(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
