@@ -12,24 +12,17 @@ void check_target(const Candidates& candidates, int64_t rows) {
   }
 }
 
-// The losses (M,) and, for the backward, (M, 3).
-std::tuple<Tensor, Tensor> candidate_loss_cpu(Tensor delta, Tensor top_prob, std::optional<Tensor> top_index,
-                                              Tensor target, Tensor target_prob, Tensor rest_mass, Tensor rest_square,
-                                              std::string rectifier, std::string loss) {
+CandidateLosses candidate_loss_cpu(Tensor delta, Tensor top_prob, std::optional<Tensor> top_index, Tensor target,
+                                   Tensor target_prob, Tensor rest_mass, Tensor rest_square, std::string rectifier,
+                                   std::string loss) {
   const Candidates candidates = candidates_of(delta, top_prob, top_index, target, rectifier, loss);
   const int64_t rows = delta.size(0);
   check_target(candidates, rows);
-  Tensor losses = empty({rows}, ScalarType::Float, delta);
-  Tensor gradient = empty({rows, 3}, ScalarType::Float, delta);
-  const CandidateLoss job{candidates,
-                          column_of(target_prob, rows, "target_prob"),
-                          column_of(rest_mass, rows, "rest_mass"),
-                          column_of(rest_square, rows, "rest_square"),
-                          floats_of(losses),
-                          reinterpret_cast<CandidateGradient*>(floats_of(gradient))};
+  CandidateLosses found = empty_losses(delta);
+  const CandidateLoss job = loss_job(candidates, target_prob, rest_mass, rest_square, found);
   torch::stable::parallel_for(0, rows, rows_per_thread(candidates.k),
                               [&](int64_t begin, int64_t end) { cpu_kernels().candidate_loss(job, begin, end); });
-  return {losses, gradient};
+  return found;
 }
 
 Tensor candidate_loss_backward_cpu(Tensor upstream, Tensor gradient, Tensor delta, Tensor top_prob,

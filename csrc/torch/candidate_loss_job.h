@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <tuple>
+
 #include "tensors.h"
 
 namespace copilot {
@@ -31,6 +33,26 @@ inline Candidates candidates_of(const Tensor& delta, const Tensor& top_prob, con
                   "top_index must be (", rows, ", ", k, "), as delta");
   STD_TORCH_CHECK(target.numel() == rows, "target must be (", rows, ",), as the rows of delta");
   return found;
+}
+
+// The losses (M,) and, for the backward, (M, 3).
+using CandidateLosses = std::tuple<Tensor, Tensor>;
+
+inline CandidateLosses empty_losses(const Tensor& delta) {
+  const int64_t rows = delta.size(0);
+  return {empty({rows}, ScalarType::Float, delta), empty({rows, 3}, ScalarType::Float, delta)};
+}
+
+inline CandidateLoss loss_job(const Candidates& candidates, const Tensor& target_prob, const Tensor& rest_mass,
+                              const Tensor& rest_square, CandidateLosses& found) {
+  auto& [losses, gradient] = found;
+  const int64_t rows = losses.size(0);
+  return {candidates,
+          column_of(target_prob, rows, "target_prob"),
+          column_of(rest_mass, rows, "rest_mass"),
+          column_of(rest_square, rows, "rest_square"),
+          floats_of(losses),
+          reinterpret_cast<CandidateGradient*>(floats_of(gradient))};
 }
 
 inline const CandidateGradient* gradient_of(const Tensor& gradient, int64_t rows) {

@@ -38,8 +38,7 @@ void write_gradient(const Tensor& grad, const Tensor& logits, const Tensor& labe
 
 Tensor backward_cpu(Tensor grad, Tensor logits, Tensor labels, Tensor largest_and_total,
                     std::optional<int64_t> ignore_index) {
-  check_rows(logits, "logits");
-  Tensor grad_logits = empty({logits.size(0), logits.size(1)}, logits.scalar_type(), logits);
+  Tensor grad_logits = empty_gradient(logits);
   write_gradient(grad, logits, labels, largest_and_total, ignore_index, mutable_rows_of(grad_logits, "grad_logits"));
   return grad_logits;
 }

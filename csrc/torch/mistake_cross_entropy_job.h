@@ -73,6 +73,11 @@ inline MistakeCrossEntropyBackward mistake_backward_job(const Tensor& grad, cons
           grad_logits};
 }
 
+inline Tensor empty_gradient(const Tensor& logits) {
+  check_rows(logits, "logits");
+  return empty({logits.size(0), logits.size(1)}, logits.scalar_type(), logits);
+}
+
 // Of the gradient that takes the place of the logits.
 inline MutableRows overwritten_rows(Tensor& logits) {
   const MutableRows rows = mutable_rows_of(logits, "logits");

@@ -16,10 +16,9 @@ void check_all(const Gpu& gpu, const Tensor& top_prob, const std::optional<Tenso
   gpu.check(target, "target");
 }
 
-// The losses (M,) and, for the backward, (M, 3).
-std::tuple<Tensor, Tensor> candidate_loss_gpu(Tensor delta, Tensor top_prob, std::optional<Tensor> top_index,
-                                              Tensor target, Tensor target_prob, Tensor rest_mass, Tensor rest_square,
-                                              std::string rectifier, std::string loss) {
+CandidateLosses candidate_loss_gpu(Tensor delta, Tensor top_prob, std::optional<Tensor> top_index, Tensor target,
+                                   Tensor target_prob, Tensor rest_mass, Tensor rest_square, std::string rectifier,
+                                   std::string loss) {
   const Gpu gpu(delta);
   check_all(gpu, top_prob, top_index, target);
   gpu.check(target_prob, "target_prob");
@@ -27,16 +26,10 @@ std::tuple<Tensor, Tensor> candidate_loss_gpu(Tensor delta, Tensor top_prob, std
   gpu.check(rest_square, "rest_square");
   const Candidates candidates = candidates_of(delta, top_prob, top_index, target, rectifier, loss);
   const int64_t rows = delta.size(0);
-  Tensor losses = empty({rows}, ScalarType::Float, delta);
-  Tensor gradient = empty({rows, 3}, ScalarType::Float, delta);
-  const CandidateLoss job{candidates,
-                          column_of(target_prob, rows, "target_prob"),
-                          column_of(rest_mass, rows, "rest_mass"),
-                          column_of(rest_square, rows, "rest_square"),
-                          floats_of(losses),
-                          reinterpret_cast<CandidateGradient*>(floats_of(gradient))};
+  CandidateLosses found = empty_losses(delta);
+  const CandidateLoss job = loss_job(candidates, target_prob, rest_mass, rest_square, found);
   cuda::candidate_loss(job, rows, gpu.stream());
-  return {losses, gradient};
+  return found;
 }
 
 Tensor candidate_loss_backward_gpu(Tensor upstream, Tensor gradient, Tensor delta, Tensor top_prob,
