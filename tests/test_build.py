@@ -112,7 +112,7 @@ def test_a_failed_import_says_once_what_was_built_what_was_found_and_the_fix(mon
     problem, message = load_with_message(monkeypatch)
     assert problem is not None
     assert problem in message
-    assert f"Built with: copilot {BUILD['version']}, torch {BUILD['torch']}, Python {BUILD['python']}" in message
+    assert f"Built with: version {BUILD['version']}, torch {BUILD['torch']}, python {BUILD['python']}" in message
     assert f"Found: torch {torch.__version__}, Python {sys.version.split()[0]}" in message
     assert "Fix: pip install " in message
     assert "COPILOT_KERNELS=reference" in message
@@ -122,6 +122,12 @@ def test_a_missing_binary_is_an_unknown_build(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "copilot._C", None)
     monkeypatch.setattr(extension, "built_with", dict)
     assert "Built with: unknown. Found: torch" in load_with_message(monkeypatch)[1]
+
+
+def test_a_binary_that_tells_less_than_this_version_does_is_named_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "copilot._C", None)
+    monkeypatch.setattr(extension, "built_with", lambda: {"version": "0.0.1"})
+    assert "Built with: version 0.0.1. Found: torch" in load_with_message(monkeypatch)[1]
 
 
 @pytest.mark.skipif(not extension.LOADED, reason="needs the kernels")

@@ -54,8 +54,7 @@ def _import_kernels() -> str | None:
 def _message(problem: str) -> str:
     """What was built, what was found, and the fix."""
     facts = built_with()
-    known = "copilot {version}, torch {torch}, Python {python}, CUDA {cuda}, {compiler}"
-    built = known.format(**facts) if facts else "unknown"
+    built = ", ".join(f"{name} {fact}" for name, fact in facts.items()) or "unknown"
     return (
         f"copilot's compiled kernels cannot be used: {problem}. Built with: {built}. Found: torch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.machine()}. Fix: {FIX}. Until then the slower plain torch "
@@ -78,7 +77,7 @@ def _load() -> str | None:
 
 NOT_LOADED_BECAUSE = _load()
 LOADED = NOT_LOADED_BECAUSE is None
-CUDA = LOADED and built_with()["cuda"] != "none"
+CUDA = LOADED and built_with().get("cuda", "none") != "none"  # an older binary says nothing of it
 
 
 def applies(tensor: Tensor) -> bool:
