@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from copilot.data import DataCollator, prepare_dataset
-from copilot.loss import Supervision
+from copilot.loss import PilotPass, Supervision
 from copilot.ops import Mistakes
 from copilot.ops.reference import at_target, predicted_mistake, rectify_kept
 from copilot.pair import PilotCopilotModel
@@ -27,11 +27,14 @@ class Scores:
     Attributes:
         brier: (N,) mean ||p~ - onehot(y)||^2.
         nll: (N,) mean -log p~_y; a probability of 0 counts as the smallest float32, 87.3 nats.
+        exact: (N,) bool, whether every supervised token is the most likely one of p~, so that greedy decoding writes
+            exactly these tokens. With candidates, a true token outside of them counts as not written.
         tokens: (N,) supervised tokens of each row.
     """
 
     brier: Tensor
     nll: Tensor
+    exact: Tensor
     tokens: Tensor
 
     def per_token(self) -> tuple[float, float]:
@@ -65,6 +68,13 @@ class Held:
     mistakes: Mistakes
     delta: Tensor
     lengths: Tensor
+
+    @classmethod
+    def of(cls, pair: PilotCopilotModel, passed: PilotPass) -> Held:
+        """Of a forward of the Pilot: of `pair`'s own, or of the same Pilot in another pair."""
+        _, round_ = pair.round_of(passed)
+        kept = Mistakes(**{"top_index": None, **{k: v.cpu() for k, v in round_.mistakes.tensors().items()}})
+        return cls(kept, pair.predict(round_).cpu(), round_.lengths.cpu())
 
 
 def supervision_of(pair: PilotCopilotModel, batch: dict[str, Tensor]) -> Tensor:
@@ -102,28 +112,34 @@ def collect(
     pair.eval()
     held = []
     for batch in batches(pair, dataset, processing_class, batch_size, max_length):
-        output = pair(**batch, strength=0)
-        kept = Mistakes(**{"top_index": None, **{k: v.cpu() for k, v in output.mistakes.tensors().items()}})
-        held.append(Held(kept, output.delta.cpu(), supervision_of(pair, batch).sum(1).cpu()))
+        held.append(Held.of(pair, pair.pilot_pass(**batch)))
     pair.train(was_training)
     return held
 
 
 def scores(held: list[Held], strength: float, rectifier: str, fusion: str) -> Scores:
     """Scores of the rectified distribution at a strength; 0 is the Pilot alone."""
-    brier: list[Tensor] = []
-    nll: list[Tensor] = []
+    columns: list[tuple[Tensor, ...]] = []
     for part in held:
-        kept, factor, target = rectify_kept(part.mistakes, part.delta, strength, rectifier, fusion)
-        row = torch.repeat_interleave(part.lengths)
-        square = kept.square().sum(1) + factor.square() * part.mistakes.rest_square
-        for values, per_token in (
-            (brier, square - 2 * target + 1),
-            (nll, -target.clamp(min=torch.finfo(torch.float32).tiny).log()),
-        ):
-            total = torch.zeros(len(part.lengths)).index_add(0, row, per_token)
-            values.append(total / part.lengths)
-    return Scores(torch.cat(brier), torch.cat(nll), torch.cat([part.lengths for part in held]))
+        mistakes, lengths = part.mistakes, part.lengths
+        kept, factor, target = rectify_kept(mistakes, part.delta, strength, rectifier, fusion)
+        brier = kept.square().sum(1) + factor.square() * mistakes.rest_square - 2 * target + 1
+        nll = -target.clamp(min=torch.finfo(torch.float32).tiny).log()
+        missed = ~is_most_likely(mistakes, kept, factor, target)
+        row = torch.repeat_interleave(lengths)
+        of_row = [torch.zeros(len(lengths)).index_add(0, row, value.float()) for value in (brier, nll, missed)]
+        columns.append((of_row[0] / lengths, of_row[1] / lengths, of_row[2] == 0, lengths))
+    return Scores(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+def is_most_likely(mistakes: Mistakes, kept: Tensor, factor: Tensor, target: Tensor) -> Tensor:
+    """(M,) bool: whether the true token is kept and p~ is nowhere larger; arguments as `rectify_kept` returns them."""
+    largest = kept.max(1).values
+    if mistakes.top_index is None:
+        return target >= largest
+    # What is not kept has at most the smallest kept p^, and its p~ is that times the common factor.
+    largest = torch.maximum(largest, factor * mistakes.top_prob.float().min(1).values)
+    return (mistakes.top_index == mistakes.target[:, None]).any(1) & (target >= largest)
 
 
 def agreement(mistakes: Mistakes, delta: Tensor, rectifier: str) -> tuple[Tensor, Tensor]:

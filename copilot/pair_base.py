@@ -191,10 +191,13 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
     # Training and teacher-forced scoring.
 
-    def losses(self, passed: PilotPass, strength: float, num_items_in_batch: Tensor | int | None) -> PairOutput:
-        """Both losses of a batch from the Pilot's forward; see `forward`."""
-        logits, supervision = passed.logits, passed.supervision
-        rows = passed.supervised_rows(logits.shape[1])
+    def round_of(self, passed: PilotPass) -> tuple[Tensor, Round]:
+        """What one forward of the Pilot teaches: its losses (M,), with gradient, and the round for the log, without.
+
+        Raises:
+            FloatingPointError: the logits give a loss that is not finite.
+        """
+        supervision = passed.supervision
         losses, mistakes = pilot_loss(passed.supervised_logits(), supervision, self.config.candidates)
         round_ = Round(
             mistakes=mistakes,
@@ -205,6 +208,13 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             context_ids=passed.context_ids,
             context=passed.context,
         )
+        return losses, round_
+
+    def losses(self, passed: PilotPass, strength: float, num_items_in_batch: Tensor | int | None) -> PairOutput:
+        """Both losses of a batch from the Pilot's forward; see `forward`."""
+        logits = passed.logits
+        losses, round_ = self.round_of(passed)
+        mistakes = round_.mistakes
         if self.training and self.mistake_log is not None:
             self.mistake_log.append(round_)
             round_ = self.mistake_log.draw(logits.device)
@@ -214,6 +224,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         output = PairOutput(loss=of_pilot + of_copilot, pilot_loss=of_pilot, copilot_loss=of_copilot)
         if not self.training:
             output = replace(output, mistakes=mistakes, delta=delta)
+            rows = passed.supervised_rows(logits.shape[1])
             output.logits = self._scored(logits, rows, mistakes, delta, strength)
         return output
 

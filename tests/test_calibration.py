@@ -49,6 +49,21 @@ def test_scores_equal_those_of_the_dense_rectified_distribution(kind, mode, stre
     assert found.tokens.tolist() == [len(answer) for _, answer in ROWS]
 
 
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_a_row_is_exact_if_greedy_decoding_writes_it(mode, strength):
+    pair = random_pair(**mode)
+    rows = []
+    for prompt, _ in ROWS:
+        written = pair.generate(prompt[None], strength=strength, do_sample=False, max_new_tokens=4, eos_token_id=None)
+        tokens = written[0].tolist()
+        other = [*tokens[:-1], (tokens[-1] + 1) % VOCAB_SIZE]
+        rows += [{"input_ids": t, "labels": [-100] * len(prompt) + t[len(prompt) :]} for t in (tokens, other)]
+    held = collect(pair, rows)
+    found = scores(held, strength, pair.config.rectifier, pair.config.fusion)
+    assert found.exact.tolist() == [True, False] * len(ROWS)
+
+
 @pytest.mark.parametrize("mode", MODES[:2], ids=str)
 def test_lambda_star_minimises_the_squared_error(mode):
     pair = random_pair(**mode)
