@@ -183,6 +183,9 @@ inline void mistake_cross_entropy(const MistakeCrossEntropy& job, int64_t begin,
   }
 }
 
+// Elements between what is written and what is brought into the cache: the processor itself stops at the end of a page.
+constexpr int64_t kAhead = 2048;
+
 // g (p^ - onehot(y)); `out` may be the row itself.
 template <class T>
 inline void gradient_of_row(const MistakeCrossEntropyBackward& job, int64_t n, const T* row, T* out) {
@@ -194,7 +197,10 @@ inline void gradient_of_row(const MistakeCrossEntropyBackward& job, int64_t n, c
   const float largest = job.largest_and_total[2 * n], factor = 1.0f / job.largest_and_total[2 * n + 1];
   const float grad = job.grad[n], target = element(row, job.labels[n]);
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(out + i, weight_of(load(row + i) - largest) * (grad * factor));
+  for (; i + kLanes <= count; i += kLanes) {
+    __builtin_prefetch(row + i + kAhead, 0, 2);
+    store(out + i, weight_of(load(row + i) - largest) * (grad * factor));
+  }
   if (i < count) {
     const Floats value = load_some(row + i, count - i, kNothing);
     store_some(out + i, weight_of(value - largest) * (grad * factor), count - i);
