@@ -112,6 +112,19 @@ def test_a_large_vocabulary_is_as_near_to_the_float64_truth(k):
     assert_accurate(*random_rows(2, 151936), k)
 
 
+@pytest.mark.parametrize("k", [1, 257, None])
+@pytest.mark.parametrize("v", [5000, 70001])
+@pytest.mark.parametrize("gap", [0, 5, 10, 20])
+def test_sums_of_many_equal_terms_keep_the_float64_truth(gap, v, k):
+    """They are where roundings do not cancel out. No allowance here for what the reference loses."""
+    logits = torch.full((1, v), -float(gap))
+    logits[0, 3] = 0
+    labels = torch.tensor([5])
+    (_, actual), (_, right) = (f(logits, labels, k, -100) for f in (compiled, truth))
+    for name in ("top_prob", "target_prob", "rest_mass", "rest_square"):
+        torch.testing.assert_close(getattr(actual, name).double(), getattr(right, name), rtol=1e-6, atol=0, msg=name)
+
+
 @st.composite
 def small_cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, int | None]:
     """Few distinct logits, so many ties, some -inf; rows any number of elements apart; some rows ignored."""

@@ -2,7 +2,7 @@
 //
 // p^ = exp(z - m) / s with m the largest logit and s = sum exp(z - m). One sweep over a row finds the kept tokens, and
 // m is the first of them; the next, from cache, sums what is left: the only exponentials of the whole row. Sums run
-// over the lanes of a chunk in float and over chunks in double.
+// over short runs in float; what is lost when runs are added up is made good (Kahan), and lanes are added in double.
 
 namespace copilot::COPILOT_TARGET {
 
@@ -24,6 +24,29 @@ inline Floats weight_of(Floats x) {
   return x < -0x1.5d58ap6f ? Floats{} : p * bits<Floats>(bits<Ints>(shifted) << 23);
 }
 
+// Vectors that are added up as they are: equal ones, which round the same way, are off by 2^-20 at most.
+constexpr int64_t kRun = 16 * kLanes;
+
+// The sum of many runs, as accurate as one addition.
+class SumOfRuns {
+ public:
+  void add(Floats run) {
+    const Floats mended = run - excess_;
+    const Floats next = total_ + mended;
+    excess_ = (next - total_) - mended;
+    total_ = next;
+  }
+
+  double over_lanes() const {
+    double all = 0.0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) all += static_cast<double>(total_[lane]) - excess_[lane];
+    return all;
+  }
+
+ private:
+  Floats total_{}, excess_{};  // by which the total is too large
+};
+
 struct Sums {
   double mass = 0.0;    // of exp(z - m)
   double square = 0.0;  // of its squares
@@ -31,10 +54,10 @@ struct Sums {
 
 // Turns the logits in `values` into exp(z - m) and adds them up.
 inline double exponentials(float* values, int64_t count, float largest) {
-  double total = 0.0;
-  for (int64_t start = 0; start < count; start += kRowChunk) {
+  SumOfRuns total;
+  for (int64_t start = 0; start < count; start += kRun) {
     Floats mass{};
-    const int64_t end = std::min(start + kRowChunk, count);
+    const int64_t end = std::min(start + kRun, count);
     int64_t i = start;
     for (; i + kLanes <= end; i += kLanes) {
       const Floats weight = weight_of(load(values + i) - largest);
@@ -46,9 +69,9 @@ inline double exponentials(float* values, int64_t count, float largest) {
       store_some(values + i, weight, end - i);
       mass += weight;
     }
-    total += sum(mass);
+    total.add(mass);
   }
-  return total;
+  return total.over_lanes();
 }
 
 inline void scale(float* values, int64_t count, float factor) {
@@ -62,23 +85,26 @@ inline void scale(float* values, int64_t count, float factor) {
 template <class T>
 inline Sums sums_of_rest(const T* row, int64_t count, const std::vector<Entry>& kept, float largest,
                          const T* next_row) {
-  Sums sums;
+  SumOfRuns masses, squares;
   auto next = kept.begin();
   alignas(64) float chunk[kRowChunk];
   for (int64_t start = 0; start < count; start += kRowChunk) {
     const int64_t size = read_chunk(row, start, count, chunk);
     for (; next != kept.end() && next->index < start + kRowChunk; ++next) chunk[next->index - start] = kNothing;
-    Floats mass{}, square{};
-    for (int64_t i = 0; i < size; i += kLanes) {
-      __builtin_prefetch(next_row + start + i, 0, 2);
-      const Floats weight = weight_of(load(chunk + i) - largest);
-      mass += weight;
-      square += weight * weight;
+    for (int64_t run = 0; run < size; run += kRun) {
+      const int64_t end = std::min(run + kRun, size);
+      Floats mass{}, square{};
+      for (int64_t i = run; i < end; i += kLanes) {
+        __builtin_prefetch(next_row + start + i, 0, 2);
+        const Floats weight = weight_of(load(chunk + i) - largest);
+        mass += weight;
+        square += weight * weight;
+      }
+      masses.add(mass);
+      squares.add(square);
     }
-    sums.mass += sum(mass);
-    sums.square += sum(square);
   }
-  return sums;
+  return {masses.over_lanes(), squares.over_lanes()};
 }
 
 // Writes the row as floats, and returns the largest of them.
@@ -157,6 +183,9 @@ inline void mistake_cross_entropy(const MistakeCrossEntropy& job, int64_t begin,
   }
 }
 
+// Elements between what is written and what is brought into the cache: the processor itself stops at the end of a page.
+constexpr int64_t kAhead = 2048;
+
 // g (p^ - onehot(y)); `out` may be the row itself.
 template <class T>
 inline void gradient_of_row(const MistakeCrossEntropyBackward& job, int64_t n, const T* row, T* out) {
@@ -168,7 +197,10 @@ inline void gradient_of_row(const MistakeCrossEntropyBackward& job, int64_t n, c
   const float largest = job.largest_and_total[2 * n], factor = 1.0f / job.largest_and_total[2 * n + 1];
   const float grad = job.grad[n], target = element(row, job.labels[n]);
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(out + i, weight_of(load(row + i) - largest) * (grad * factor));
+  for (; i + kLanes <= count; i += kLanes) {
+    __builtin_prefetch(row + i + kAhead, 0, 2);
+    store(out + i, weight_of(load(row + i) - largest) * (grad * factor));
+  }
   if (i < count) {
     const Floats value = load_some(row + i, count - i, kNothing);
     store_some(out + i, weight_of(value - largest) * (grad * factor), count - i);
