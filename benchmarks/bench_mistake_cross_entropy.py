@@ -5,6 +5,10 @@
 About five minutes on two cores. The data are random: logits of standard deviation 3. The floor is a copy of the logits:
 one read and one write of (N, V), which the gradient needs at least. Eager and compiled softmax give float32
 probabilities, as the kernel does.
+
+On a GPU with Liger-Kernel (`pip install liger-kernel`) its cross-entropy is measured too, as its users call it: with
+its checks of the labels, for which the CPU waits. It writes the gradient over the logits, and keeps no tokens: "Liger"
+is the loss and the gradient alone, less than the others do; with softmax and topk before it, it is the same job.
 """
 
 from __future__ import annotations
@@ -15,7 +19,19 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_rounds import COMPILED, DEVICE, EAGER, FLOOR, KERNEL, REFERENCE, compare, written_when_complete
+from kernel_rounds import (
+    COMPILED,
+    DEVICE,
+    EAGER,
+    FLOOR,
+    KERNEL,
+    LIGER,
+    REFERENCE,
+    compare,
+    public_kernels,
+    version_of,
+    written_when_complete,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,13 +41,18 @@ K = 32
 SHAPES = [(n, v) for n in (64, 512) for v in (32000, 49152, 128256, 151936)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OVERWRITING = "kernel, overwriting the logits"
+LIGER_AND_TOP_K = f"{LIGER}, softmax and topk"
 
 Step = Callable[[Tensor], Any]
 
 
+def plain_mistakes(logits: Tensor) -> Any:
+    return logits.detach().softmax(-1, dtype=torch.float32).topk(K)
+
+
 def plain_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
     """What the kernel replaces; the backward comes on top."""
-    return F.cross_entropy(logits, labels), logits.detach().softmax(-1, dtype=torch.float32).topk(K)
+    return F.cross_entropy(logits, labels), plain_mistakes(logits)
 
 
 def variants(labels: Tensor) -> dict[str, Step]:
@@ -47,7 +68,7 @@ def variants(labels: Tensor) -> dict[str, Step]:
 
         return step
 
-    return {
+    steps = {
         EAGER: with_backward(lambda z: plain_loss(z, labels)),
         COMPILED: with_backward(lambda z: compiled_loss(z, labels)),
         REFERENCE: with_backward(lambda z: reference.mistake_cross_entropy(z, labels, K, -100)),
@@ -55,6 +76,16 @@ def variants(labels: Tensor) -> dict[str, Step]:
         OVERWRITING: with_backward(lambda z: mistake_cross_entropy(z, labels, K, overwrite_logits=True)),
         FLOOR: torch.clone,
     }
+    liger = public_kernels("liger_kernel.transformers.functional")
+    if liger is not None:
+
+        def liger_loss(logits: Tensor) -> tuple[Tensor, Any]:
+            mistakes = plain_mistakes(logits)  # of logits that are still there
+            return liger.liger_cross_entropy(logits, labels), mistakes
+
+        steps[LIGER] = with_backward(lambda z: (liger.liger_cross_entropy(z, labels), None))
+        steps[LIGER_AND_TOP_K] = with_backward(liger_loss)
+    return steps
 
 
 def peak_memory(step: Step, logits: Tensor) -> int:
@@ -78,7 +109,8 @@ def peak_memory(step: Step, logits: Tensor) -> int:
 @pytest.fixture(scope="module")
 def figures(write_results: Any) -> Iterator[dict[str, Any]]:
     """What the benchmarks found, by case."""
-    with written_when_complete(write_results, "mistake_cross_entropy", len(SHAPES) * len(DTYPES), k=K) as cases:
+    settings = {"k": K, "liger_kernel": version_of("liger-kernel")}
+    with written_when_complete(write_results, "mistake_cross_entropy", len(SHAPES) * len(DTYPES), **settings) as cases:
         yield cases
 
 

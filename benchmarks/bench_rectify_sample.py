@@ -5,6 +5,11 @@
 About two minutes on two cores, most of them torch.compile's. The chain draws with torch.multinomial, and warps as
 transformers does, by sorting; greedily it is an argmax. The floor is a copy that moves as many bytes as must be moved:
 z read once.
+
+On a GPU the CPU waits for checks of torch.multinomial, in the chain's time. With FlashInfer (`pip install
+flashinfer-python`) its sampling is measured there too, except greedily. It knows nothing of p~: log p~ / temperature
+comes from one compiled graph, and FlashInfer takes it for logits, with its own top-k and top-p. Neither it nor the
+chain gives the token's log-probability, as the kernel does.
 """
 
 from __future__ import annotations
@@ -14,7 +19,19 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_rounds import COMPILED, DEVICE, EAGER, FLOOR, KERNEL, compare, copy_of, written_when_complete
+from kernel_rounds import (
+    COMPILED,
+    DEVICE,
+    EAGER,
+    FLASHINFER,
+    FLOOR,
+    KERNEL,
+    compare,
+    copy_of,
+    public_kernels,
+    version_of,
+    written_when_complete,
+)
 from torch import Tensor
 
 from copilot.ops import rectify_sample, reference, reference_sampling
@@ -27,28 +44,41 @@ DRAWS: dict[str, dict[str, Any]] = {
     "temperature 0.8, top-k 50, top-p 0.95": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
 }
 
+Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 @pytest.fixture(scope="module")
 def figures(write_results: Any) -> Iterator[dict[str, Any]]:
     """What the benchmarks found, by case."""
     count = len(ROWS) * len(DRAWS)
     settings = {"rectifier": "simplex", "strength": STRENGTH, "vocabulary": VOCABULARY, "candidates": K}
+    settings["flashinfer"] = version_of("flashinfer-python")
     with written_when_complete(write_results, "rectify_sample", count, **settings) as cases:
         yield cases
 
 
-def chain(
-    temperature: float, top_k: int | None = None, top_p: float | None = None
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def log_rectified(logits: Tensor, delta: Tensor, index: Tensor) -> Tensor:
+    return reference.rectify(logits, delta, STRENGTH, index, "simplex", "probability")
+
+
+def chain(temperature: float, top_k: int | None = None, top_p: float | None = None) -> Draw:
     """From z, delta and index to a token of every row, in plain torch."""
 
     def draw(logits: Tensor, delta: Tensor, index: Tensor) -> Tensor:
-        log_prob = reference.rectify(logits, delta, STRENGTH, index, "simplex", "probability")
+        log_prob = log_rectified(logits, delta, index)
         if temperature == 0:
             return log_prob.argmax(-1)
         return reference_sampling.warp(log_prob, temperature, top_k, top_p).softmax(-1).multinomial(1)
 
     return draw
+
+
+def flashinfer_chain(sampling: Any, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Draw:
+    """The same by flashinfer.sampling, from compiled log p~ / temperature on."""
+    scores = torch.compile(lambda *rows: log_rectified(*rows) / temperature, dynamic=False)
+    if top_k is None:
+        return lambda *rows: sampling.sampling_from_logits(scores(*rows))
+    return lambda *rows: sampling.top_k_top_p_sampling_from_logits(scores(*rows), top_k, top_p)
 
 
 @pytest.mark.parametrize("kind", DRAWS)
@@ -70,4 +100,8 @@ def test_rectify_sample(benchmark: Any, figures: dict[str, Any], rows: int, kind
         COMPILED: lambda: compiled(logits, delta, index),
         FLOOR: copy_of(logits.nbytes),
     }
+    sampling = public_kernels("flashinfer.sampling")
+    if sampling is not None and DRAWS[kind]["temperature"] > 0:
+        flashinfer = flashinfer_chain(sampling, **DRAWS[kind])
+        runs[FLASHINFER] = lambda: flashinfer(logits, delta, index)
     figures[f"N = {rows}, {kind}"] = compare(benchmark, runs, logits.nbytes, budget=3.0)

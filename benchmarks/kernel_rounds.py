@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +20,12 @@ SHORTEST = 1e-3  # seconds of a measurement; a faster variant runs several times
 
 # Where the benchmarks run.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FLUSHED = 512 * 2**20  # bytes written before a run on a GPU: more than its L2 cache
+# Bytes written before a run on a GPU: more than its L2 cache, and for longer than forty launches of plain torch take.
+FLUSHED = 2 * 2**30
 
 KERNEL, EAGER, COMPILED, REFERENCE = "kernel", "eager", "torch.compile", "reference"
 FLOOR = "copy of the same bytes"
+LIGER, FLASHINFER = "Liger", "FlashInfer"  # the best public kernels
 
 Run = Callable[[], Any]
 
@@ -35,6 +39,24 @@ def written_when_complete(write_results: Any, name: str, n_cases: int, **setting
     yield found["cases"]
     if len(found["cases"]) == n_cases:
         write_results(name, found)
+
+
+def public_kernels(module: str) -> Any | None:
+    """A module of public kernels to compare with; None if it cannot be imported, or on a CPU, which it is not for."""
+    if DEVICE.type == "cpu":
+        return None
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+def version_of(package: str) -> str | None:
+    """Of an installed package, else None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def copy_of(moved: int) -> Run:
@@ -57,7 +79,8 @@ def seconds_of(run: Run, repeats: int) -> float:
 def seconds_on_gpu(run: Run) -> float:
     """Seconds from the start of a run's first kernel to the end of its last.
 
-    While the GPU empties its cache, the CPU gets ahead: the launches themselves are not counted.
+    While the GPU empties its cache, the CPU gets ahead: the launches themselves are not counted, unless a run waits for
+    the GPU.
     """
     started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.empty(FLUSHED, dtype=torch.uint8, device=DEVICE).zero_()

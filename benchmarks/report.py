@@ -131,12 +131,21 @@ KERNEL_CASES = {
 }
 
 
+COPY = "copy of the same bytes"
+
+
 def multiple(variant: dict[str, Any] | None) -> str:
     """A ratio of times: `4.10 (3.95–4.31)`."""
     if variant is None:
         return ""
     low, median, high = (f"{value:.{0 if variant['ratio'][1] >= 100 else 2}f}" for value in variant["ratio"])
     return f"{median} ({low}–{high})"
+
+
+def bandwidth(cases: Iterable[dict[str, Any]]) -> str:
+    """What the largest copy moves in a second."""
+    largest = max(cases, key=lambda case: case["bytes"])
+    return f"{largest['bytes'] / largest['variants'][COPY]['seconds'][1] / 1e9:.0f} GB/s"
 
 
 def kernels(folder: Path) -> str:
@@ -146,18 +155,21 @@ def kernels(folder: Path) -> str:
         paths = [device / f"{name}.json" for name in KERNEL_CASES]
         results = {path.stem: json.loads(path.read_text()) for path in paths if path.exists()}
         cases = {
-            f"`{name}`, {case}": result["cases"][case]["variants"]
+            f"`{name}`, {case}": result["cases"][case]
             for name, result in results.items()
             for case in KERNEL_CASES[name]
         }
-        columns = dict.fromkeys(name for variants in cases.values() for name in variants if name != "kernel")
+        variants = {name: case["variants"] for name, case in cases.items()}
+        columns = dict.fromkeys(name for of_case in variants.values() for name in of_case if name != "kernel")
         rows = [
-            [case, duration(*variants["kernel"]["seconds"]), *(multiple(variants.get(name)) for name in columns)]
-            for case, variants in cases.items()
+            [name, duration(*of_case["kernel"]["seconds"]), *(multiple(of_case.get(column)) for column in columns)]
+            for name, of_case in variants.items()
         ]
         command = f"python -m pytest benchmarks/bench_*.py --benchmark-only --results benchmarks/results/{device.name}"
         lines = [
-            "The kernel's time, and those of the others as multiples of it: median (p20–p80) of interleaved rounds.",
+            "The kernel's time, and those of the others as multiples of it: median (p20–p80) of interleaved rounds. "
+            "That of the copy is the share of its bandwidth that the kernel reaches; the largest copy moves "
+            f"{bandwidth(cases.values())}.",
             "",
             *table(["", "kernel", *columns], rows),
             "",

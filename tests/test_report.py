@@ -85,16 +85,39 @@ def test_kernels_shows_their_times_and_those_of_what_they_replace(
     report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "KERNEL_CASES", {"rectify": ["N = 1"], "pool_layers": ["30 x 2048"]})
-    times = {"kernel": variant(0.002, 1, None), "eager": variant(0.02, 10, None)}
-    cases = {"N = 1": {"variants": times | {"torch.compile": variant(0.3, 150, None)}}, "N = 8": {"variants": {}}}
+    times = {"kernel": variant(0.002, 1, None), "copy of the same bytes": variant(0.001, 0.5, None)}
+    slow = {"eager": variant(0.3, 150, None)}
+    cases = {"N = 1": {"bytes": 10**9, "variants": times | slow}, "N = 8": {"bytes": 10**10, "variants": times}}
     write(tmp_path / "cpu" / "rectify.json", {"cases": cases})
-    write(tmp_path / "cpu" / "pool_layers.json", {"cases": {"30 x 2048": {"variants": times}}})
+    write(tmp_path / "cpu" / "pool_layers.json", {"cases": {"30 x 2048": {"bytes": 2 * 10**9, "variants": times}}})
     text = report.kernels(tmp_path)
-    assert cells(text, "`rectify`, N = 1") == ["2.00 ms (1.80–2.20)", "10.00 (9.00–11.00)", "150 (135–165)"]
-    assert cells(text, "`pool_layers`, 30 x 2048")[1:] == ["10.00 (9.00–11.00)", ""]
+    assert cells(text, "`rectify`, N = 1") == ["2.00 ms (1.80–2.20)", "0.50 (0.45–0.55)", "150 (135–165)"]
+    assert cells(text, "`pool_layers`, 30 x 2048")[1:] == ["0.50 (0.45–0.55)", ""]
     assert "N = 8" not in text
+    assert "the largest copy moves 2000 GB/s." in text
     assert "`python -m pytest benchmarks/bench_*.py --benchmark-only --results benchmarks/results/cpu`" in text
     assert report.kernels(tmp_path / "empty") == "Not measured yet."
+
+
+def test_public_kernels_have_columns_on_the_devices_that_have_them(
+    report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations = {"rectify_sample": "FlashInfer", "mistake_cross_entropy": "Liger"}
+    monkeypatch.setattr(report, "KERNEL_CASES", {name: ["greedy", "others"] for name in operations})
+    times = {"kernel": variant(0.002, 1, None), "copy of the same bytes": variant(0.001, 0.5, None)}
+    for name, rival in operations.items():
+        case = {"bytes": 10**9, "variants": times}
+        compared = {"bytes": 10**9, "variants": times | {rival: variant(0.008, 4, None)}}
+        write(tmp_path / "cpu" / f"{name}.json", {"cases": {"greedy": case, "others": case}})
+        write(tmp_path / "gpu" / f"{name}.json", {"cases": {"greedy": case, "others": compared}})
+    text = report.kernels(tmp_path)
+    of_cpu, of_gpu = text.split("results/cpu`")
+    assert "Liger" not in of_cpu
+    assert "FlashInfer" not in of_cpu
+    assert cells(of_gpu, "")[2:] == ["FlashInfer", "Liger"]
+    assert cells(of_gpu, "`rectify_sample`, greedy")[2:] == ["", ""]
+    assert cells(of_gpu, "`rectify_sample`, others")[2:] == ["4.00 (3.60–4.40)", ""]
+    assert cells(of_gpu, "`mistake_cross_entropy`, others")[2:] == ["", "4.00 (3.60–4.40)"]
 
 
 def test_every_device_has_its_table(report: Any, tmp_path: Path) -> None:

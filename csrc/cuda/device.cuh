@@ -39,7 +39,7 @@ struct Launch {
 };
 
 struct Device {
-  int capability;           // 80 for 8.0
+  int capability;           // 80 for 8.0; of the code that runs, which may be compiled for an older GPU
   size_t shared_per_block;  // bytes, at most
 };
 
@@ -61,26 +61,45 @@ void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&..
 #else
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next to ask for it takes the error for its own
+  throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
+// Only looked at.
+template <class = void>
+__global__ void nothing() {}
+
 inline Device current_device() {
-  int device, major, minor, shared;
+  thread_local int known = -1;
+  thread_local Device found;
+  int device;
   check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  if (device == known) return found;
+  int shared;
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return {10 * major + minor, static_cast<size_t>(shared)};
+  cudaFuncAttributes code;
+  check(cudaFuncGetAttributes(&code, nothing<>));
+  found = {code.ptxVersion, static_cast<size_t>(shared)};
+  known = device;
+  return found;
+}
+
+// Lets `kernel` have more shared memory than the 48 KB, its variables included, that it may have unasked: all that
+// there is, so that threads that launch it with different sizes ask for the same.
+inline void allow_shared(const void* kernel, size_t dynamic) {
+  cudaFuncAttributes code;
+  check(cudaFuncGetAttributes(&code, kernel));
+  if (dynamic + code.sharedSizeBytes <= 48 * 1024) return;
+  const size_t most = current_device().shared_per_block - code.sharedSizeBytes;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)));
 }
 
 // Launches `kernel`; without blocks there is nothing to do.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
   if (how.blocks == 0) return;
-  if (how.shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(how.shared)));
-  }
+  if (how.shared > 0) allow_shared(reinterpret_cast<const void*>(kernel), how.shared);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = how.cluster;

@@ -1,0 +1,85 @@
+"""The benchmarks give public kernels the same job: FlashInfer and Liger-Kernel, which need a GPU, are stood in for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`benchmark_of("rectify")` is the module benchmarks/bench_rectify.py, as on a GPU, without torch.compile."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    rounds = importlib.import_module("kernel_rounds")
+    monkeypatch.setattr(rounds, "DEVICE", torch.device("cuda"))
+    return lambda operation: importlib.import_module(f"bench_{operation}")
+
+
+class OverwritingCrossEntropy(torch.autograd.Function):
+    """As Liger's: the forward writes the gradient over the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits, labels)
+        gradient = (logits.softmax(-1) - F.one_hot(labels, logits.shape[1])) / len(labels)
+        ctx.save_for_backward(logits.detach().copy_(gradient))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0], None
+
+
+def test_liger_does_the_job_of_the_others_on_logits_that_it_overwrites(
+    benchmark_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(liger_cross_entropy=OverwritingCrossEntropy.apply)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.functional", module)
+    logits, labels = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    steps = benchmark_of("mistake_cross_entropy").variants(labels)
+    expected = steps["eager"](logits.clone())
+    torch.testing.assert_close(steps["Liger, softmax and topk"](logits.clone()), expected)
+    loss, mistakes, gradient = steps["Liger"](logits.clone())
+    torch.testing.assert_close((loss, gradient), (expected[0], expected[2]))
+    assert mistakes is None
+
+
+def test_flashinfer_draws_from_what_the_chain_draws_from(benchmark_of: Any) -> None:
+    bench = benchmark_of("rectify_sample")
+    generator = torch.Generator().manual_seed(0)
+    logits, delta = torch.randn(4, 50, generator=generator), torch.randn(4, 3, generator=generator)
+    rows = logits, delta, logits.topk(3).indices
+    sampling = SimpleNamespace(
+        sampling_from_logits=lambda scores: scores.softmax(-1),
+        top_k_top_p_sampling_from_logits=lambda scores, top_k, top_p: (scores.softmax(-1), top_k, top_p),
+    )
+    drawn_from: list[Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "multinomial", lambda prob, _: drawn_from.append(prob))
+        bench.chain(0.8)(*rows)
+    torch.testing.assert_close(bench.flashinfer_chain(sampling, 0.8)(*rows), drawn_from[0])
+    prob, top_k, top_p = bench.flashinfer_chain(sampling, 0.8, top_k=5, top_p=0.9)(*rows)
+    torch.testing.assert_close(prob, drawn_from[0])
+    assert (top_k, top_p) == (5, 0.9)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_public_kernels_are_left_out_on_a_cpu_and_where_they_cannot_be_imported(
+    benchmark_of: Any, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    missing = "liger_kernel.transformers.functional"
+    monkeypatch.setitem(sys.modules, missing, SimpleNamespace() if device == "cpu" else None)
+    bench = benchmark_of("mistake_cross_entropy")
+    monkeypatch.setattr(sys.modules["kernel_rounds"], "DEVICE", torch.device(device))
+    assert not [name for name in bench.variants(torch.arange(4)) if "Liger" in name]
