@@ -82,6 +82,7 @@ def train(
         before, after = found.pilot.per_token()[0], found.pair.per_token()[0]
         print(f"lambda = {found.strength:.3f} on {len(validation_rows)} rows: Brier score {before:.4f} -> {after:.4f}")
     trainer.save_model()
+    trainer.save_state()  # with the history of the losses
     if trainer.is_world_process_zero():
         trainer.mistake_log.save(Path(arguments.output_dir) / LOG_FILE)
 
