@@ -30,15 +30,18 @@ from copilot.cli_arguments import (
     DataArguments,
     EvaluationArguments,
     GenerationArguments,
+    PairArguments,
     Parser,
     PilotArguments,
+    PlotArguments,
     TrainSplitArguments,
     flags_of_file,
     one_line,
 )
 from copilot.comparison import compare
 from copilot.environment import environment_text
-from copilot.evaluation import complete
+from copilot.evaluation import complete, to_rows
+from copilot.inspection import measure, read_losses, reliability, rounds_of
 from copilot.mistake_log import MistakeLog
 from copilot.pair import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM, PilotCopilotModel
 from copilot.tasks import Example, read_examples
@@ -82,6 +85,7 @@ def train(
         before, after = found.pilot.per_token()[0], found.pair.per_token()[0]
         print(f"lambda = {found.strength:.3f} on {len(validation_rows)} rows: Brier score {before:.4f} -> {after:.4f}")
     trainer.save_model()
+    trainer.save_state()  # with the history of the losses
     if trainer.is_world_process_zero():
         trainer.mistake_log.save(Path(arguments.output_dir) / LOG_FILE)
 
@@ -116,13 +120,37 @@ def generate(generation: GenerationArguments, prompt: str | None) -> None:
 
 def log(folder: str) -> None:
     """Say what the Pilot gets wrong, from the Mistake Log of an output folder or a checkpoint."""
-    paths = sorted(Path(folder).glob("mistake_log*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(f"{folder!r} holds no mistake_log*.safetensors; give an output folder or a checkpoint")
+    paths = log_paths(folder)
     tokenizer = load_tokenizer(folder)
     for path in paths:
         kept = open_log(path)
         print(f"{path.name}: {len(kept)} of {kept.rounds_seen} rounds", kept.summary(tokenizer), sep="\n")
+
+
+def plot(data: DataArguments, evaluation: EvaluationArguments, chosen: PairArguments, target: PlotArguments) -> None:
+    """Draw the falling mistakes of a training and, on held-out rows, corrections, a step and reliability."""
+    from copilot import plots  # needs matplotlib, which is optional
+
+    if Path(target.out).exists() and not Path(target.out).is_dir():
+        raise NotADirectoryError(f"out is {target.out!r}, which is a file; expected a folder")
+    rounds = rounds_of(open_log(path) for path in log_paths(chosen.pair))
+    losses = read_losses(chosen.pair)
+    examples = load_examples(data, evaluation.dataset_test_split)
+    without = sum(not example.completion for example in examples)
+    if without:
+        raise ValueError(
+            f"{without} of {len(examples)} rows have no completion, expected one in each (give another split)"
+        )
+    pair, tokenizer = load_pair(chosen)
+    limits = {"batch_size": evaluation.batch_size, "max_length": evaluation.max_length}
+    held = measure(pair, to_rows(examples), tokenizer, strength=chosen.strength, **limits)
+    figures = {
+        "mistakes": plots.draw_mistakes(rounds, losses),
+        "corrections": plots.draw_corrections(held),
+        "step": plots.draw_step(held.step),
+        "reliability": plots.draw_reliability(reliability(*held.before), reliability(*held.after)),
+    }
+    print(*plots.save(figures, target.out), sep="\n")
 
 
 def env() -> None:
@@ -148,10 +176,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_pair(generation: GenerationArguments) -> tuple[PilotCopilotModel, PreTrainedTokenizerBase]:
+def load_pair(chosen: PairArguments) -> tuple[PilotCopilotModel, PreTrainedTokenizerBase]:
     """A saved pair, on the GPU when there is one, and its tokenizer."""
-    pair = classes_of(generation.pair)[0].from_pretrained(generation.pair, pilot=generation.pilot)
-    return pair.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_tokenizer(generation.pair)
+    pair = classes_of(chosen.pair)[0].from_pretrained(chosen.pair, pilot=chosen.pilot)
+    return pair.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_tokenizer(chosen.pair)
 
 
 def pilot_adapters(pilot: PilotArguments) -> LoraConfig | None:
@@ -185,6 +213,14 @@ def number_or(word: str, name: str, value: str) -> int | str:
     if value != word and not value.isdigit():
         raise ValueError(f"{name} must be a number or {word!r}; got {value!r}")
     return value if value == word else int(value)
+
+
+def log_paths(folder: str) -> list[Path]:
+    """The Mistake Logs of an output folder or a checkpoint, at least one."""
+    paths = sorted(Path(folder).glob("mistake_log*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder!r} holds no mistake_log*.safetensors; give an output folder or a checkpoint")
+    return paths
 
 
 def open_log(path: Path) -> MistakeLog:
@@ -262,6 +298,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], list[type]]] = {
     "eval": (evaluate, [DataArguments, EvaluationArguments, GenerationArguments]),
     "generate": (generate, [GenerationArguments]),
     "log": (log, []),
+    "plot": (plot, [DataArguments, EvaluationArguments, PairArguments, PlotArguments]),
     "env": (env, []),
 }
 
@@ -274,7 +311,7 @@ def parse(name: str, argv: list[str]) -> list[Any]:
         parser.add_argument("prompt", nargs="?", help="Text to complete; by default standard input.")
     if name == "log":
         parser.add_argument("folder", help="Output folder or checkpoint of a training.")
-    if name in ("train", "eval"):
+    if name in ("train", "eval", "plot"):
         parser.add_argument("--config", help="YAML file of flags; those on the command line count more.")
         first = Parser([], add_help=False, allow_abbrev=False)
         first.add_argument("--config")

@@ -94,14 +94,27 @@ class EvaluationArguments:
 
 
 @dataclass
-class GenerationArguments:
-    """Which pair writes, and how."""
+class PairArguments:
+    """Which pair is used."""
 
     pair: str = field(metadata={"help": "A trained pair: a folder or a hub id."})
     pilot: str | None = flag("The Pilot to attach the Copilot to; by default the one it was trained beside.")
     strength: float | None = flag("lambda; 0 is the Pilot alone; by default the calibrated one.")
+
+
+@dataclass
+class GenerationArguments(PairArguments):
+    """Which pair writes, and how."""
+
     num_beams: int = flag("Beams; 1 is greedy decoding.", 1)
     max_new_tokens: int = flag("Tokens a completion may have.", 64)
+
+
+@dataclass
+class PlotArguments:
+    """Where the figures go."""
+
+    out: str = field(metadata={"help": "Folder for the PNG files."})
 
 
 class Parser(HfArgumentParser):

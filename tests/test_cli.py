@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rounds import filled
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from copilot import CopilotConfig, MistakeLog, PilotCopilotForCausalLM
 from copilot.cli import main
 from copilot.environment import environment_text
+from copilot.inspection import read_losses
 
 ROWS = [
     {"prompt": f"w{i} w{i + 1}", "completion": " ".join(f"w{j}" for j in range(i, i + 1 + i % 4))} for i in range(12)
@@ -160,6 +163,56 @@ def test_log_reads_checkpoints_too(save_pilot, rows_file, tmp_path, capsys):
     assert train(save_pilot(), rows_file, tmp_path / "out", save_strategy="steps", save_steps=1) == 0
     assert run("log", str(tmp_path / "out" / "checkpoint-1")) == 0
     assert "mistake_log_0.safetensors: 1 of 1 rounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_finished_training_is_plotted(save_pilot, rows_file, tmp_path, capsys, kind):
+    assert train(save_pilot(kind), rows_file, tmp_path / "out", logging_steps=1) == 0
+    assert [len(points) for points in read_losses(tmp_path / "out").values()] == [2, 2]  # ce and rmse
+    capsys.readouterr()
+    figures = tmp_path / "figures"
+    assert run("plot", pair=tmp_path / "out", dataset_name=rows_file, out=figures, strength=0.5, batch_size=4) == 0
+    names = ["mistakes.png", "corrections.png", "step.png", "reliability.png"]
+    assert capsys.readouterr().out.split() == [str(figures / name) for name in names]
+    assert {path.name: path.read_bytes()[:4] for path in figures.iterdir()} == dict.fromkeys(names, b"\x89PNG")
+
+
+def test_a_plot_without_matplotlib_says_how_to_install_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "copilot.plots", raising=False)
+    monkeypatch.delattr("copilot.plots", raising=False)
+    code = run("plot", pair="out", dataset_name="rows.jsonl", out=tmp_path / "figures")
+    assert_refused(code, capsys, "pip install 'matplotlib", tmp_path / "figures")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"pair": "logless"}, "'logless' holds no mistake_log*.safetensors"),
+        ({"out": "rows.jsonl/figures"}, "rows.jsonl"),
+        ({"out": "rows.jsonl"}, "out is 'rows.jsonl'"),
+        ({"dataset_name": "incomplete.jsonl"}, "1 of 2 rows have no completion"),
+        ({"dataset_test_split": "dev"}, "dataset_test_split is 'dev'"),
+        ({"strength": 2}, "strength"),
+        ({"max_length": 1}, "max_length"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"num_beams": 2}, "unknown arguments: --num_beams"),
+    ],
+    ids=str,
+)
+def test_nothing_is_plotted_of_what_cannot_be_used(
+    save_pilot, rows_file, tokenizer, tmp_path, capsys, monkeypatch, flags, named
+):
+    pair = PilotCopilotForCausalLM.from_pilot(save_pilot(), layers=2, candidates=8)
+    for folder in (tmp_path / "out", tmp_path / "logless"):
+        pair.save_pretrained(folder, save_pilot=True)
+        tokenizer.save_pretrained(folder)
+    filled(0).save(tmp_path / "out" / "mistake_log.safetensors")
+    write_rows(tmp_path / "incomplete.jsonl", [ROWS[0], ROWS[1] | {"completion": ""}])
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    given = {"pair": "out", "dataset_name": "rows.jsonl", "out": "figures"} | flags
+    assert_refused(run("plot", **given), capsys, named, tmp_path / "figures")
 
 
 def test_a_stopped_training_goes_on(save_pilot, rows_file, tmp_path):
