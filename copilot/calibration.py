@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from copilot.config import CopilotConfig
 from copilot.data import DataCollator, prepare_dataset
 from copilot.loss import PilotPass, Supervision
 from copilot.ops import Mistakes
@@ -73,8 +74,10 @@ class Held:
     def of(cls, pair: PilotCopilotModel, passed: PilotPass) -> Held:
         """Of a forward of the Pilot: of `pair`'s own, or of the same Pilot in another pair."""
         _, round_ = pair.round_of(passed)
-        kept = Mistakes(**{"top_index": None, **{k: v.cpu() for k, v in round_.mistakes.tensors().items()}})
-        return cls(kept, pair.predict(round_).cpu(), round_.lengths.cpu())
+        kept = {name: value.cpu() for name, value in round_.mistakes.tensors().items()}
+        return cls(
+            Mistakes(top_index=kept.pop("top_index", None), **kept), pair.predict(round_).cpu(), round_.lengths.cpu()
+        )
 
 
 def supervision_of(pair: PilotCopilotModel, batch: dict[str, Tensor]) -> Tensor:
@@ -169,8 +172,14 @@ def calibrate(
     Raises:
         ValueError: an empty or unsupervised dataset, or unknown columns.
     """
-    config = pair.config
     held = collect(pair, dataset, processing_class, batch_size=batch_size, max_length=max_length)
+    found = calibration_of(held, pair.config)
+    pair.config.strength = found.strength
+    return found
+
+
+def calibration_of(held: list[Held], config: CopilotConfig) -> Calibration:
+    """What `calibrate` finds, from what `collect` kept of the held-out data."""
     if config.fusion == "logit":
         by_strength = {s: scores(held, s, config.rectifier, "logit").per_token()[0] for s in LOGIT_GRID}
         strength, lambda_zero = min(by_strength, key=by_strength.__getitem__), None
@@ -180,7 +189,6 @@ def calibrate(
         unclipped = numerator / denominator if denominator > 0 else 0.0
         strength = min(max(unclipped, 0.0), 1.0 if config.rectifier == "simplex" else float("inf"))
         lambda_zero = 2 * unclipped
-    config.strength = strength
     return Calibration(
         strength,
         lambda_zero,

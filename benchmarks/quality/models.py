@@ -1,0 +1,78 @@
+"""The Pilots of the experiments: fine-tuned with LoRA, enlarged, or trained from scratch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from copilot.building import evenly_spaced
+from copilot.tap import decoder_layers
+
+
+def pretrained(name: str, **options: Any) -> PreTrainedModel:
+    """A pretrained decoder-only Pilot, frozen, in float32."""
+    # Eager attention: at these lengths a step on a CPU takes three quarters of the time.
+    options = {"dtype": torch.float32, "attn_implementation": "eager"} | options
+    return AutoModelForCausalLM.from_pretrained(name, **options).requires_grad_(False)
+
+
+def add_lora(pilot: PreTrainedModel, lora: dict[str, Any], seed: int) -> None:
+    """Give a frozen Pilot adapters to train, and make it ready for autocast to bfloat16.
+
+    Its own matrices become bfloat16, as autocast would make them anew in each forward. Logits stay float32: rounded to
+    bfloat16, the likeliest tokens would often be equally likely.
+    """
+    torch.manual_seed(seed)
+    pilot.add_adapter(LoraConfig(target_modules="all-linear", **lora))
+    head = pilot.get_output_embeddings()
+    for module in pilot.modules():
+        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.bfloat16()
+    head.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
+    head.forward = torch.autocast("cpu", enabled=False)(torch.autocast("cuda", enabled=False)(head.forward))
+
+
+def add_layers(pilot: PreTrainedModel, count: int) -> None:
+    """Put `count` new decoder layers between those of a Pilot with adapters: trained in full, at first without effect.
+
+    The rival of LLaMA-Pro (Wu et al., arXiv:2401.02415): as many layers as the Copilot has, spent on the Pilot itself.
+    """
+    layers = decoder_layers(pilot)
+    after = set(evenly_spaced(count, len(layers)))
+    grown = nn.ModuleList()
+    for index, layer in enumerate(layers):
+        grown.append(layer)
+        if index in after:
+            new = copy.deepcopy(layer).float().requires_grad_(True)
+            nn.init.zeros_(new.self_attn.o_proj.weight)
+            nn.init.zeros_(new.mlp.down_proj.weight)
+            grown.append(new)
+    for index, layer in enumerate(grown):
+        layer.self_attn.layer_idx = index  # its place in the cache
+    pilot.get_decoder().layers = grown
+    pilot.config.num_hidden_layers = len(grown)
+
+
+def small_t5(vocab_size: int, seed: int) -> T5ForConditionalGeneration:
+    """2 + 2 layers of width 64, untrained; token 0 pads and starts."""
+    torch.manual_seed(seed)
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=vocab_size,
+            d_model=64,
+            d_kv=16,
+            d_ff=256,
+            num_layers=2,
+            num_decoder_layers=2,
+            num_heads=4,
+            dropout_rate=0.2,
+            pad_token_id=0,
+            decoder_start_token_id=0,
+            eos_token_id=0,
+        )
+    )

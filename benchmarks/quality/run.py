@@ -1,0 +1,254 @@
+"""One experiment: python benchmarks/quality/run.py benchmarks/quality/mawps.yaml --data DATA --pilot PILOT
+
+A YAML file says what is trained and compared; see `Experiment`. Each training writes one JSON to
+benchmarks/results/quality/NAME when it is complete; what is there already is skipped. DATA is a folder in the layout of
+LLM-Adapters (for the LastFM task its file), PILOT a folder or hub id. Several processes may share the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from models import add_layers
+from tasks import NextItem, WrittenAnswers
+from training import Student, Teacher, train
+
+from copilot.calibration import Held, calibration_of, scores
+from copilot.environment import environment
+from copilot.ops.reference import at_target, predicted_mistake
+from copilot.pair import PilotCopilotModel
+
+STRENGTHS = [step / 10 for step in range(1, 11)]
+TASKS = {"written_answers": WrittenAnswers, "next_item": NextItem}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A Copilot.
+
+    Attributes:
+        design: arguments of `from_pilot`.
+        mistakes: whose it learns from: those of the Pilot in "training", at that time; of the "final" Pilot, on its
+            training rows (the paper's "Latest"); or "cross_fitted": of two Pilots, each trained as long on one half of
+            the rows, on the half it was not trained on.
+        learning_rate, updates, log_rounds: see `training.Student`; no rate takes the experiment's.
+        write: whether it also writes its answers freely.
+    """
+
+    design: dict[str, Any] = field(default_factory=dict)
+    mistakes: str = "training"
+    learning_rate: float | None = None
+    updates: int = 1
+    log_rounds: int = 128
+    write: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A length of training.
+
+    Attributes:
+        epochs: over the Pilot's rows.
+        arms: names of the Copilots that are trained.
+        rivals: Pilots without one: "extra_compute", trained longer by the share of time that the first arm took;
+            "extra_parameters", with as many new layers as the first arm has.
+    """
+
+    epochs: float
+    arms: list[str]
+    rivals: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The content of a YAML file.
+
+    Attributes:
+        kind: a key of `TASKS`.
+        task: further fields of that class.
+        batch_size, learning_rate, copilot_learning_rate, warmup: of every training; warmup as a share of its steps.
+        arms: by name.
+        points: by name.
+    """
+
+    kind: str
+    task: dict[str, Any]
+    batch_size: int
+    learning_rate: float
+    copilot_learning_rate: float
+    warmup: float
+    arms: dict[str, Arm]
+    points: dict[str, Point]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Experiment:
+        facts = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        arms = {name: Arm(**(arm or {})) for name, arm in facts.pop("arms").items()}
+        points = {name: Point(**point) for name, point in facts.pop("points").items()}
+        return cls(**facts, arms=arms, points=points)
+
+
+class Run:
+    """All trainings of one seed at one point."""
+
+    def __init__(self, experiment: Experiment, task: WrittenAnswers | NextItem, point: Point, seed: int):
+        self.experiment, self.task, self.point, self.seed = experiment, task, point, seed
+        self.rows = task.rows(seed)
+        self.steps = round(point.epochs * len(self.rows) / experiment.batch_size)
+
+    def train(self, teachers: list[Teacher], students: dict[str, Student], steps: int) -> dict[str, float]:
+        of = self.experiment
+        shared = {"batch_size": of.batch_size, "learning_rate": of.learning_rate, "warmup": of.warmup}
+        return train(teachers, students, self.task.collate, steps=steps, seed=self.seed, **shared)
+
+    def copilots(self) -> dict[str, Any]:
+        """The Pilot and all of the point's arms."""
+        arms = {name: self.experiment.arms[name] for name in self.point.arms}
+        pairs = self.task.pairs({name: arm.design for name, arm in arms.items()}, self.seed)
+        first = next(iter(pairs.values()))
+        by_source: dict[str, dict[str, Student]] = {"training": {}, "final": {}, "cross_fitted": {}}
+        for name, arm in arms.items():
+            rate = arm.learning_rate or self.experiment.copilot_learning_rate
+            by_source[arm.mistakes][name] = Student(pairs[name], rate, arm.updates, arm.log_rounds)
+        seconds = {"training": self.train([Teacher(first, learns=self.rows)], by_source["training"], self.steps)}
+        if students := by_source["final"]:
+            seconds["final"] = self.train([Teacher(first, shows=self.rows)], students, self.steps)
+        if students := by_source["cross_fitted"]:
+            halves = [self.rows.shard(2, index) for index in range(2)]
+            pilots = [self.task.pairs({"half": {"layers": 2}}, self.seed)["half"] for _ in halves]
+            teachers = [Teacher(pilots[index], halves[index], halves[1 - index]) for index in range(2)]
+            seconds["cross_fitted"] = self.train(teachers, students, self.steps)
+        return {"seconds": seconds, **self.measure(pairs, {name for name, arm in arms.items() if arm.write})}
+
+    def extra_compute(self, extra: float) -> dict[str, Any]:
+        """The same Pilot, its one schedule longer."""
+        pairs = self.task.pairs({"extra_compute": {"layers": 2}}, self.seed)
+        teacher = Teacher(pairs["extra_compute"], learns=self.rows)
+        seconds = self.train([teacher], {}, round(self.steps * (1 + extra)))
+        return {"seconds": {"training": seconds}, "extra": extra, **self.measure(pairs)}
+
+    def extra_parameters(self) -> dict[str, Any]:
+        """The same Pilot with new layers."""
+        pairs = self.task.pairs({"extra_parameters": {"layers": 2}}, self.seed)
+        pair = pairs["extra_parameters"]
+        add_layers(pair.pilot, self.experiment.arms[self.point.arms[0]].design.get("layers", 6))
+        seconds = self.train([Teacher(pair, learns=self.rows)], {}, self.steps)
+        return {"seconds": {"training": seconds}, **self.measure(pairs)}
+
+    def measure(self, pairs: dict[str, PilotCopilotModel], write: set[str] | None = None) -> dict[str, Any]:
+        """Scores of the Pilot and, unless `write` is None, of every pair at its lambda*; those named also write."""
+        first = next(iter(pairs.values()))
+        compared = {"pilot": first} if write is None else {"pilot": first, **pairs}
+        held = {split: self.task.held_out(split).collect(compared) for split in ("validation", "held_out")}
+        if write is None:
+            compared = {next(iter(pairs)): first}
+            held = {split: dict(zip(compared, found.values(), strict=True)) for split, found in held.items()}
+        arms: dict[str, Any] = {}
+        for name, pair in compared.items():
+            config, validation, tested = pair.config, held["validation"][name], held["held_out"][name]
+            found = calibration_of(validation, config)
+            is_pilot = write is None or name == "pilot"
+            strength = 0.0 if is_pilot else found.strength
+            scored = scores(tested, strength, config.rectifier, config.fusion)
+            arms[name] = {
+                "strength": strength,
+                "validation": (found.pilot if is_pilot else found.pair).per_token(),
+                **self.task.judge(pair, scored, strength, is_pilot or name in (write or ())),
+            }
+            if not is_pilot:
+                grid = {s: scores(tested, s, config.rectifier, config.fusion) for s in STRENGTHS}
+                arms[name]["grid"] = {s: [*g.per_token(), float(g.exact.float().mean())] for s, g in grid.items()}
+            if not is_pilot and config.rectifier == "simplex" and config.fusion == "probability":
+                arms[name]["by_confidence"] = by_confidence(validation, tested)
+        return {"arms": arms}
+
+
+CONFIDENCE_BINS = 5
+
+
+def by_confidence(validation: list[Held], tested: list[Held]) -> dict[str, list[float]]:
+    """Brier score of each row with a lambda* for each fifth of the tokens, by the Pilot's largest probability."""
+    edges = torch.cat([part.mistakes.top_prob.max(1).values for part in validation]).quantile(
+        torch.linspace(0, 1, CONFIDENCE_BINS + 1)[1:-1]
+    )
+    sums = torch.zeros(2, CONFIDENCE_BINS, dtype=torch.float64)
+    for part in validation:
+        bin_of, l_dot_f, norm = _correction(part, edges)
+        sums[0].index_add_(0, bin_of, l_dot_f.double())
+        sums[1].index_add_(0, bin_of, norm.double())
+    strength = (sums[0] / sums[1].clamp(min=1e-30)).clamp(0, 1).float()
+    brier: list[float] = []
+    for part in tested:
+        bin_of, l_dot_f, norm = _correction(part, edges)
+        by = strength[bin_of]
+        mistakes = part.mistakes
+        square = mistakes.top_prob.square().sum(1) + mistakes.rest_square - 2 * mistakes.target_prob + 1
+        per_token = square - 2 * by * l_dot_f + by.square() * norm  # ||l - lambda f||^2
+        row = torch.repeat_interleave(part.lengths)
+        total = torch.zeros(len(part.lengths)).index_add(0, row, per_token)
+        brier += (total / part.lengths).tolist()
+    return {"strength": strength.tolist(), "brier": [round(value, 5) for value in brier]}
+
+
+def _correction(part: Held, edges: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of each token: its bin, <l, f> and ||f||^2."""
+    mistakes = part.mistakes
+    f, factor = predicted_mistake(mistakes.top_prob, mistakes.rest_mass, part.delta, "simplex")
+    f_target = at_target(mistakes, f, (factor - 1) * mistakes.target_prob)
+    along = (mistakes.top_prob * f).sum(1) + (factor - 1) * mistakes.rest_square
+    norm = f.square().sum(1) + (factor - 1).square() * mistakes.rest_square
+    return torch.bucketize(mistakes.top_prob.max(1).values, edges), f_target - along, norm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="a YAML file")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--pilot", help="of experiments with a pretrained Pilot; replaces the one of the YAML file")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--points", nargs="+", help="only these")
+    parser.add_argument("--out", default="benchmarks/results/quality")
+    arguments = parser.parse_args()
+    experiment = Experiment.read(arguments.experiment)
+    task_fields = experiment.task | {"data": arguments.data} | ({"pilot": arguments.pilot} if arguments.pilot else {})
+    task = TASKS[experiment.kind](**task_fields)
+    folder = Path(arguments.out) / Path(arguments.experiment).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+    def once(name: str, work: Any, *inputs: Any) -> dict[str, Any]:
+        """The result of a training, from its file or made now."""
+        path = folder / f"{name}.json"
+        if not path.exists():
+            started = time.time()
+            facts = {"settings": asdict(experiment), "commit": commit, "environment": environment()}
+            result = work(*inputs) | {"wall_seconds": time.time() - started}
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(result | facts) + "\n", encoding="utf-8")
+            unfinished.replace(path)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    for seed in arguments.seeds:
+        for name in arguments.points or experiment.points:
+            point = experiment.points[name]
+            run = Run(experiment, task, point, seed)
+            found = once(f"{name}_seed{seed}_copilots", run.copilots)
+            seconds = found["seconds"]["training"]
+            if "extra_compute" in point.rivals:
+                extra = seconds[point.arms[0]] / seconds["pilot"]
+                once(f"{name}_seed{seed}_extra_compute", run.extra_compute, extra)
+            if "extra_parameters" in point.rivals:
+                once(f"{name}_seed{seed}_extra_parameters", run.extra_parameters)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What an experiment is about: the rows to learn from, and how a pair is judged on those held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from models import add_lora, pretrained, small_t5
+from torch.utils.data import DataLoader
+from training import autocast
+from transformers import AutoTokenizer
+
+from copilot import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
+from copilot.calibration import Held, Scores
+from copilot.data import DataCollator, prepare_dataset
+from copilot.evaluation import evaluate, to_rows
+from copilot.pair import PilotCopilotModel
+from copilot.tasks import Example, read_examples, read_item_sequences
+
+BATCH = 32  # rows a forward when measuring
+HISTORY = 50  # items before the one to predict
+BEAMS = {"greedy": 1, "4 beams": 4}
+
+
+class HeldOut:
+    """Rows that no model was trained on, in batches of like length."""
+
+    def __init__(self, rows: Any, collate: DataCollator):
+        by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
+        self.batches = DataLoader(by_length, BATCH, collate_fn=collate)
+
+    @torch.no_grad()
+    def collect(self, pairs: dict[str, PilotCopilotModel]) -> dict[str, list[Held]]:
+        """What the pairs, which share a Pilot, say of the rows: one pass of the Pilot for all."""
+        held: dict[str, list[Held]] = {name: [] for name in pairs}
+        first = next(iter(pairs.values()))
+        for pair in pairs.values():
+            pair.eval()
+        for batch in self.batches:
+            with autocast(first):
+                passed = first.pilot_pass(**{name: value.to(first.device) for name, value in batch.items()})
+                for name, pair in pairs.items():
+                    held[name].append(Held.of(pair, passed))
+        return held
+
+
+@dataclass(frozen=True)
+class WrittenAnswers:
+    """A task of the LLM-Adapters layout and a pretrained decoder-only Pilot with LoRA.
+
+    Attributes:
+        data: folder of the data.
+        pilot: folder or hub id.
+        task: its name.
+        train_size: examples to learn from, drawn anew for each seed.
+        held_out_size: examples, the same for all seeds, on which everything is measured: of the test file where it has
+            completions, else of the training file.
+        validation_size: examples, the same for all seeds, that choose lambda: of the validation file, else of the
+            training file.
+        lora: fields of the Pilot's `peft.LoraConfig`.
+        new_tokens: an answer may have.
+        decoding: how answers are also written freely: names of `BEAMS`.
+    """
+
+    data: str
+    pilot: str
+    task: str
+    train_size: int
+    held_out_size: int
+    validation_size: int
+    lora: dict[str, Any]
+    new_tokens: int
+    decoding: Sequence[str] = ()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.pilot)
+
+    @cached_property
+    def splits(self) -> dict[str, list[Example]]:
+        """held_out, validation, train (what is left) and, where the test file has no completions, test."""
+        shuffle = np.random.default_rng(0).permutation
+        read = {name: read_examples(self.data, self.task, name) for name in ("train", "test")}
+        if (Path(self.data) / self.task / "valid.json").is_file():
+            read["valid"] = read_examples(self.data, self.task, "valid")
+        pool = {name: [examples[index] for index in shuffle(len(examples))] for name, examples in read.items()}
+        splits = {}
+        if pool["test"][0].completion:
+            splits["held_out"] = pool["test"][: self.held_out_size]
+        else:
+            splits["test"] = pool["test"]
+            splits["held_out"], pool["train"] = pool["train"][: self.held_out_size], pool["train"][self.held_out_size :]
+        if "valid" not in pool:
+            pool["valid"], pool["train"] = pool["train"][: self.validation_size], pool["train"][self.validation_size :]
+        taken = {example.prompt for examples in splits.values() for example in examples}
+        splits["validation"] = [e for e in pool["valid"] if e.prompt not in taken][: self.validation_size]
+        taken |= {example.prompt for example in splits["validation"]}
+        splits["train"] = [e for e in pool["train"] if e.prompt not in taken]
+        return splits
+
+    @cached_property
+    def collate(self) -> DataCollator:
+        return DataCollator(self.tokenizer.pad_token_id)
+
+    def rows(self, seed: int) -> Any:
+        """What a Pilot of this seed learns from."""
+        train = self.splits["train"]
+        order = np.random.default_rng(seed).permutation(len(train))[: self.train_size]
+        return prepare_dataset(to_rows([train[index] for index in order]), self.tokenizer)
+
+    def held_out(self, split: str) -> HeldOut:
+        return HeldOut(prepare_dataset(to_rows(self.splits[split]), self.tokenizer), self.collate)
+
+    def pairs(self, designs: dict[str, dict[str, Any]], seed: int) -> dict[str, PilotCopilotModel]:
+        """Fresh pairs on one fresh Pilot."""
+        torch.manual_seed(seed)
+        pilot = pretrained(self.pilot)
+        pairs = {name: PilotCopilotForCausalLM.from_pilot(pilot, **design) for name, design in designs.items()}
+        add_lora(pilot, self.lora, seed)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return {name: pair.to(device) for name, pair in pairs.items()}
+
+    def judge(self, pair: PilotCopilotModel, found: Scores, strength: float, write: bool) -> dict[str, Any]:
+        """Per example: teacher-forced scores and, if `write`, whether freely written answers are right."""
+        facts = {
+            "exact": found.exact.int().tolist(),
+            "brier": [round(value, 5) for value in found.brier.tolist()],
+            "nll": [round(value, 5) for value in found.nll.tolist()],
+            "tokens": found.tokens.tolist(),
+        }
+        for name in self.decoding if write else ():
+            options = {"strength": strength, "batch_size": BATCH * 2, "max_new_tokens": self.new_tokens}
+            examples = self.splits.get("test", self.splits["held_out"])
+            with autocast(pair):
+                written = evaluate(pair, self.tokenizer, examples, num_beams=BEAMS[name], **options)
+            facts[f"answers, {name}"] = written.correct.astype(int).tolist()
+        return facts
+
+
+@dataclass(frozen=True)
+class NextItem:
+    """The next item of a sequence, and a small encoder-decoder Pilot trained from scratch.
+
+    Leave-one-out: a user's last item is held out, the one before it is for validation; every earlier one is learned
+    from what came before it. The one supervised token is the item.
+
+    Attributes:
+        data: a file with one user a line.
+    """
+
+    data: str
+
+    @cached_property
+    def sequences(self) -> Any:
+        return read_item_sequences(self.data)
+
+    @cached_property
+    def collate(self) -> DataCollator:
+        return DataCollator(0, is_encoder_decoder=True)
+
+    def rows(self, seed: int) -> Any:
+        users = self.sequences.training_items()
+        rows = [self._row(items[:place], items[place]) for items in users for place in range(1, len(items))]
+        return prepare_dataset(rows, is_encoder_decoder=True)
+
+    def held_out(self, split: str) -> HeldOut:
+        steps = self.sequences.leave_one_out("test" if split == "held_out" else split)
+        rows = prepare_dataset([self._row(step.history, step.target) for step in steps], is_encoder_decoder=True)
+        return HeldOut(rows, self.collate)
+
+    def _row(self, history: Sequence[int], target: int) -> dict[str, list[int]]:
+        return {"input_ids": list(history[-HISTORY:]), "labels": [target]}
+
+    def pairs(self, designs: dict[str, dict[str, Any]], seed: int) -> dict[str, PilotCopilotModel]:
+        """Fresh pairs on one fresh Pilot."""
+        pilot = small_t5(self.sequences.n_items + 1, seed)
+        return {name: PilotCopilotForSeq2SeqLM.from_pilot(pilot, **design) for name, design in designs.items()}
+
+    @torch.no_grad()
+    def judge(self, pair: PilotCopilotModel, found: Scores, strength: float, write: bool) -> dict[str, Any]:
+        """Rank of each user's true item among all items, from 1; items of equal probability share their ranks."""
+        ranks = []
+        for batch in self.held_out("held_out").batches:
+            prob = pair(**batch, strength=strength).logits[:, 0].float()
+            prob[:, 0] = -torch.inf  # padding is no item
+            true = prob.gather(1, batch["labels"])
+            ranks += (1 + (prob > true).sum(1) + ((prob == true).sum(1) - 1) // 2).tolist()
+        return {
+            "ranks": ranks,
+            "nll": [round(value, 5) for value in found.nll.tolist()],
+            "tokens": found.tokens.tolist(),
+        }

@@ -1,0 +1,193 @@
+"""Training as the experiments need it: any number of Copilots beside one Pilot, and Copilots that learn from other
+mistakes than those of the Pilot they belong to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from copilot import MistakeLog
+from copilot.loss import PilotPass, copilot_loss, pilot_loss
+from copilot.pair import PilotCopilotModel
+
+Collate = Callable[[list[Any]], dict[str, Tensor]]
+
+
+def autocast(pair: PilotCopilotModel) -> torch.autocast:
+    """To bfloat16 for pretrained Pilots, in training and in measuring; the small ones stay in float32."""
+    return torch.autocast(pair.device.type, torch.bfloat16, enabled=not pair.config.is_encoder_decoder)
+
+
+@dataclass
+class Teacher:
+    """A Pilot whose mistakes go into the logs.
+
+    Attributes:
+        pair: what it belongs to; only its Pilot matters here.
+        learns: rows it is trained on; None leaves it as it is.
+        shows: rows whose mistakes are logged, without training on them; None logs those of `learns`.
+    """
+
+    pair: PilotCopilotModel
+    learns: Any | None = None
+    shows: Any | None = None
+
+
+@dataclass
+class Student:
+    """A Copilot in training.
+
+    Attributes:
+        pair: what it belongs to; only its Copilot is trained.
+        learning_rate: the highest of its schedule.
+        updates: steps it takes a round, each on a round drawn from its log.
+        log_rounds: how many rounds its log holds.
+    """
+
+    pair: PilotCopilotModel
+    learning_rate: float
+    updates: int = 1
+    log_rounds: int = 128
+
+
+@dataclass
+class Optimizer:
+    """AdamW on the trainable parameters of a model, one cosine schedule, and the seconds that its steps took."""
+
+    model: nn.Module
+    learning_rate: float
+    steps: int
+    warmup_steps: int
+    seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.adam = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0, fused=True)
+        self.schedule = get_cosine_schedule_with_warmup(self.adam, self.warmup_steps, self.steps)
+
+    def step(self, loss: Tensor) -> None:
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.adam.step()
+        self.schedule.step()
+        self.adam.zero_grad()
+
+
+def length_grouped(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """Shuffled batches of rows of like length, so that little is padding."""
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    window = batch_size * 16
+    batches = []
+    for start in range(0, len(order), window):
+        part = sorted(order[start : start + window], key=lambda index: lengths[index])
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def endless(rows: Any, collate: Collate, batch_size: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Epoch after epoch of batches, each in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [len(row) for row in rows["input_ids"]]
+    while True:
+        for batch in length_grouped(lengths, batch_size, generator):
+            yield collate([rows[index] for index in batch])
+
+
+def train(
+    teachers: list[Teacher],
+    students: dict[str, Student],
+    collate: Collate,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    warmup: float,
+    seed: int,
+) -> dict[str, float]:
+    """Algorithm 1 of the paper, for several Copilots at once; the teachers take turns.
+
+    Args:
+        steps: rounds in all.
+        batch_size: rows a round.
+        learning_rate: of the teachers, at most.
+        warmup: share of the steps in which every learning rate rises.
+
+    Returns:
+        Seconds spent on the teachers ("pilot") and on each student.
+    """
+    own_steps = [len(range(index, steps, len(teachers))) for index in range(len(teachers))]
+    pilots, learned, shown = [], [], []
+    for index, (teacher, count) in enumerate(zip(teachers, own_steps, strict=True)):
+        teacher.pair.train()
+        learns, shows = teacher.learns, teacher.shows
+        learned.append(None if learns is None else endless(learns, collate, batch_size, seed + index))
+        shown.append(None if shows is None else endless(shows, collate, batch_size, seed + index))
+        warmup_steps = round(warmup * count)
+        pilots.append(None if learns is None else Optimizer(teacher.pair.pilot, learning_rate, count, warmup_steps))
+    copilots = {}
+    for name, student in students.items():
+        count = steps * student.updates
+        copilots[name] = Optimizer(student.pair.copilot, student.learning_rate, count, round(warmup * count))
+        student.pair.train()
+        student.pair.mistake_log = MistakeLog(student.log_rounds, seed=seed)
+    pilot_seconds = 0.0
+
+    def forward(pair: PilotCopilotModel, batches: Iterator[dict[str, Tensor]]) -> PilotPass:
+        batch = {name: value.to(pair.device) for name, value in next(batches).items()}
+        with autocast(pair):
+            return pair.pilot_pass(**batch)
+
+    bar = tqdm(range(steps), desc=f"seed {seed}", mininterval=10)
+    for step in bar:
+        index = step % len(teachers)
+        pair, pilot = teachers[index].pair, pilots[index]
+        started = time.perf_counter()
+        if shown[index]:
+            pair.pilot.eval()
+            with torch.no_grad():
+                passed = forward(pair, shown[index])
+            pair.pilot.train()
+        if learned[index]:
+            own = forward(pair, learned[index])
+            with autocast(pair):
+                loss = pilot_loss(own.supervised_logits(), own.supervision, 1)[0].mean()
+            passed = passed if shown[index] else own
+        rounds = {}
+        pilot_seconds += time.perf_counter() - started
+        for name, student in students.items():
+            started = time.perf_counter()
+            with autocast(student.pair), torch.no_grad():
+                rounds[name] = student.pair.round_of(passed)[1]
+            copilots[name].seconds += time.perf_counter() - started
+        if pilot:
+            started = time.perf_counter()
+            pilot.step(loss)
+            pilot_seconds += time.perf_counter() - started
+            bar.set_postfix(ce=loss.item(), refresh=False)
+        for name, round_ in rounds.items():
+            started = time.perf_counter()
+            learn(students[name], round_, copilots[name])
+            copilots[name].seconds += time.perf_counter() - started
+    for student in students.values():
+        student.pair.mistake_log = None
+    return {"pilot": pilot_seconds} | {name: copilot.seconds for name, copilot in copilots.items()}
+
+
+def learn(student: Student, round_: Any, copilot: Optimizer) -> None:
+    """Log a round, then draw rounds and take a step on each."""
+    pair = student.pair
+    assert pair.mistake_log is not None
+    pair.mistake_log.append(round_)
+    for _ in range(student.updates):
+        drawn = pair.mistake_log.draw(pair.device)
+        with autocast(pair):
+            loss = copilot_loss(pair.copilot, drawn.mistakes, pair.predict(drawn))
+        copilot.step(loss)
