@@ -1,4 +1,4 @@
-"""README's tables, from the committed results: python benchmarks/report.py [--check]
+"""README's tables and figures, from the committed results: python benchmarks/report.py [--check]
 
 Rewrites what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md, for every NAME of `SECTIONS`
 that README has. --check changes nothing and fails if something would change.
@@ -10,49 +10,16 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from copilot.tasks import discounted_gains, paired_bootstrap
+from report_parts import NOT_MEASURED, provenance, table
+from report_quality import draw_quality, quality, read_quality
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-
-NOT_MEASURED = "Not measured yet."
-BASELINE = "pilot"
-ARMS = {
-    "pilot": "Pilot",
-    "pair": "Pilot + Copilot, λ*",
-    "pair_lambda_1": "Pilot + Copilot, λ = 1",
-    "literal": "the paper's literal form, λ*",
-    "no_context_norm": "without context norm, λ*",
-}
-
-Result = dict[str, Any]
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, its first column to the left and the others to the right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
-
-
-def provenance(results: Sequence[Result], command: str) -> str:
-    """One line: on what the results were measured, and how to get them again."""
-    measured = []
-    for result in results:
-        facts = result["environment"]
-        device = f"{facts['device']}, {facts['threads']} {'thread' if facts['threads'] == 1 else 'threads'}"
-        versions = f"torch {facts['torch']}, transformers {facts['transformers']}"
-        measured.append(f"{device}, {versions}, commit {result['commit'][:10]}")
-    return f"Measured on {'; '.join(dict.fromkeys(measured))}. Reproduce: `{command}`"
-
 
 # Costs
 
@@ -182,102 +149,12 @@ def kernels(folder: Path) -> str:
 # Quality
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One column of a quality table.
-
-    Attributes:
-        title: of the column.
-        values: of an arm, one an example.
-        scale: what the values are multiplied by for display.
-        digits: after the decimal point.
-    """
-
-    title: str
-    values: Callable[[dict[str, Any]], ArrayLike]
-    scale: float = 1.0
-    digits: int = 4
-
-    def of(self, arm: dict[str, Any]) -> NDArray[np.float64]:
-        return np.asarray(self.values(arm), dtype=np.float64) * self.scale
-
-
-def per_token(arm: dict[str, Any], name: str) -> NDArray[np.float64]:
-    """Means of the examples' tokens, weighted so that their mean over the examples is the mean over all tokens."""
-    tokens = np.asarray(arm["tokens"], dtype=np.float64)
-    return np.asarray(arm[name]) * tokens / tokens.mean()
-
-
-def hit(k: int) -> Metric:
-    return Metric(f"Hit@{k} ↑", lambda arm: np.asarray(arm["ranks"]) <= k)
-
-
-def ndcg(k: int) -> Metric:
-    return Metric(f"NDCG@{k} ↑", lambda arm: discounted_gains(arm["ranks"], k))
-
-
-MAWPS = [
-    Metric("exact match, held out, % ↑", lambda arm: arm["exact_match"], scale=100, digits=1),
-    Metric("answer accuracy, test, % ↑", lambda arm: arm["answer_accuracy"], scale=100, digits=1),
-    Metric("Brier score ↓", lambda arm: per_token(arm, "brier")),
-    Metric("NLL ↓", lambda arm: per_token(arm, "nll")),
-]
-LASTFM = [hit(5), hit(10), ndcg(5), ndcg(10)]
-
-
-def arm_name(arm: str, results: Sequence[Result]) -> str:
-    if arm == "pilot_extra_compute":
-        return f"Pilot, trained {np.mean([result['extra_compute'] for result in results]):.0%} longer"
-    return ARMS.get(arm, arm)
-
-
-def quality_cell(metric: Metric, arm: str, results: Sequence[Result]) -> str:
-    """Mean over the seeds (lowest–highest), and the difference to the Pilot, bold if its interval excludes 0."""
-    seeds = [metric.of(result["arms"][arm]) for result in results]
-    means = [values.mean() for values in seeds]
-    digits = metric.digits
-    cell = f"{np.mean(means):.{digits}f} ({min(means):.{digits}f}–{max(means):.{digits}f})"
-    if arm == BASELINE:
-        return cell
-    baseline = [metric.of(result["arms"][BASELINE]) for result in results]
-    found = paired_bootstrap(np.concatenate(baseline), np.concatenate(seeds)).difference
-    difference = f"{found.mean:+z.{digits}f} [{found.low:+z.{digits}f}, {found.high:+z.{digits}f}]"
-    return f"{cell}<br>{difference if found.low <= 0 <= found.high else f'**{difference}**'}"
-
-
-def quality(folder: Path, name: str, metrics: Sequence[Metric], command: str) -> str:
-    """The table of results/quality/NAME_seed*.json."""
-    results = [json.loads(path.read_text()) for path in folder.glob(f"quality/{name}_seed*.json")]
-    if not results:
-        return NOT_MEASURED
-    results.sort(key=lambda result: result["seed"])
-    rows = [
-        [
-            arm_name(arm, results),
-            *(quality_cell(metric, arm, results) for metric in metrics),
-            ", ".join(f"{result['arms'][arm]['strength']:.2f}" for result in results),
-        ]
-        for arm in results[0]["arms"]
-    ]
-    seeds = " ".join(str(result["seed"]) for result in results)
-    lines = [
-        *table(["", *(metric.title for metric in metrics), "λ, by seed"], rows),
-        "",
-        f"Mean over {len(results)} seeds (lowest–highest); below it the difference to the Pilot with its 95 % "
-        "interval, in bold where it excludes 0. The interval is a paired bootstrap over the examples of all seeds, "
-        "taken as independent; it does not cover what another training seed would change.",
-        "",
-        provenance(results, f"{command} --seeds {seeds}"),
-    ]
-    return "\n".join(lines)
-
-
 def mawps(folder: Path) -> str:
-    return quality(folder, "mawps", MAWPS, "python benchmarks/quality/mawps.py --data DATA --pilot PILOT")
+    return quality(folder, "mawps", "--data DATA --pilot PILOT")
 
 
 def lastfm(folder: Path) -> str:
-    return quality(folder, "lastfm", LASTFM, "python benchmarks/quality/lastfm.py --data LastFM.txt")
+    return quality(folder, "lastfm", "--data LastFM.txt")
 
 
 SECTIONS: dict[str, Callable[[Path], str]] = {
@@ -286,6 +163,9 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "mawps": mawps,
     "lastfm": lastfm,
 }
+
+
+FIGURES = ("mawps",)  # results/quality/NAME.png
 
 
 def rewrite(text: str, folder: Path) -> str:
@@ -316,6 +196,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if not check:
         README.write_text(after, encoding="utf-8")
+        for name in FIGURES:
+            if read_quality(RESULTS, name):
+                draw_quality(RESULTS, name).savefig(RESULTS / "quality" / f"{name}.png", dpi=150)
     return 0
 
 

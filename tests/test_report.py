@@ -23,9 +23,11 @@ def report() -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
         spec.loader.exec_module(module)
-    return module
+    yield module
+    for name in ("report_parts", "report_quality"):
+        sys.modules.pop(name)
 
 
 def write(path: Path, facts: dict[str, Any]) -> None:
@@ -56,13 +58,20 @@ def write_overhead(folder: Path) -> None:
     write(folder / "cpu" / "overhead.json", facts)
 
 
+SETTINGS = {"kind": "written_answers", "points": {"best": {"epochs": 3}, "over-trained": {"epochs": 5}}}
+
+
 def arm(exact: list[int], brier: list[float], tokens: list[int], strength: float = 0.0) -> dict[str, Any]:
-    scores = {"exact_match": exact, "answer_accuracy": exact, "brier": brier, "nll": brier, "tokens": tokens}
-    return scores | {"strength": strength}
+    scores = {"exact": exact, "answers, greedy": exact, "brier": brier, "nll": brier, "tokens": tokens}
+    return scores | {"strength": strength, "validation": [0.1, 0.2]}
 
 
-def write_mawps(folder: Path, seed: int, **arms: dict[str, Any]) -> None:
-    write(folder / "quality" / f"mawps_seed{seed}.json", {"seed": seed, "arms": arms, "extra_compute": 0.4 + seed / 10})
+def write_mawps(
+    folder: Path, seed: int, point: str = "best", part: str = "copilots", seconds: Any = None, **arms: dict[str, Any]
+) -> None:
+    seconds = seconds or {"training": {**dict.fromkeys(arms, 20.0), "pilot": 100.0}}
+    facts = {"settings": SETTINGS, "seconds": seconds, "arms": arms}
+    write(folder / "quality" / "mawps" / f"{point}_seed{seed}_{part}.json", facts)
 
 
 def test_overhead_shows_the_pilots_times_and_the_others_as_multiples_with_their_floors(
@@ -138,6 +147,9 @@ def test_durations_are_given_in_the_unit_that_suits_them(report: Any, seconds: f
     assert report.duration(seconds, seconds, seconds) == text
 
 
+PAIR = "Pilot + Copilot<br>*does it help?*"
+
+
 def test_brier_score_is_the_mean_over_tokens_not_over_examples(report: Any, tmp_path: Path) -> None:
     write_mawps(tmp_path, 0, pilot=arm([1, 0], brier=[0.1, 0.5], tokens=[3, 1]))
     assert cells(report.mawps(tmp_path), "Pilot")[2] == "0.2000 (0.2000–0.2000)"
@@ -151,11 +163,21 @@ def test_a_quality_cell_holds_the_mean_over_the_seeds_their_range_and_the_differ
     write_mawps(tmp_path, 1, pilot=arm([0, 0, 1, 1], **scores), pair=arm([0, 1, 1, 1], **scores, strength=0.75))
     text = report.mawps(tmp_path)
     assert cells(text, "Pilot")[0] == "37.5 (25.0–50.0)"
-    exact, _, brier, _, strengths = cells(text, "Pilot + Copilot, λ*")
+    exact, _, brier, _, strengths, time = cells(text, PAIR)
     assert exact.startswith("75.0 (75.0–75.0)<br>")
     assert "+37.5 [" in exact
     assert brier.endswith("<br>+0.0000 [+0.0000, +0.0000]")
-    assert strengths == "0.50, 0.75"
+    assert (strengths, time) == ("0.50, 0.75", "1.20")
+
+
+def test_seeds_on_the_same_examples_do_not_count_as_more_examples(report: Any, tmp_path: Path) -> None:
+    scores = {"brier": [0.2] * 20, "tokens": [5] * 20}
+    for seed in range(4):
+        pilot, pair = arm([0] * 20, **scores), arm([0, 1] * 10, **scores)
+        write_mawps(tmp_path, seed, pilot=pilot, pair=pair)
+        write_mawps(tmp_path / "one", 0, pilot=pilot, pair=pair)
+    four, one = (cells(report.mawps(folder), PAIR)[0] for folder in (tmp_path, tmp_path / "one"))
+    assert four == one
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -166,27 +188,67 @@ def test_an_interval_that_excludes_zero_is_bold_whichever_side_it_is_on(report: 
     unclear = arm(exact, brier=(0.3 + noise - noise.mean()).tolist(), tokens=tokens)
     write_mawps(tmp_path, 0, pilot=arm(exact, brier=[0.3] * 50, tokens=tokens), pair=better, literal=unclear)
     text = report.mawps(tmp_path)
-    assert cells(text, "Pilot + Copilot, λ*")[2].split("<br>")[1].startswith("**+" if sign > 0 else "**-")
-    assert "**" not in cells(text, "the paper's literal form, λ*")[2]
+    assert cells(text, PAIR)[2].split("<br>")[1].startswith("**+" if sign > 0 else "**-")
+    assert "**" not in cells(text, "the paper's literal form<br>*does its text to the letter help?*")[2]
 
 
-def test_quality_names_the_extra_compute_the_seeds_and_every_commit(report: Any, tmp_path: Path) -> None:
+def test_training_time_is_a_multiple_of_the_pilots_with_what_each_arm_needed(report: Any, tmp_path: Path) -> None:
     one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
-    for seed in (3, 2):
-        write_mawps(tmp_path, seed, pilot=one, pilot_extra_compute=one)
-    path = tmp_path / "quality" / "mawps_seed2.json"
+    seconds = {"training": {"pilot": 100.0, "pair": 10.0}, "cross_fitted": {"pilot": 130.0, "cross_fitted": 20.0}}
+    write_mawps(tmp_path, 0, seconds=seconds, pilot=one, pair=one, cross_fitted=one)
+    write_mawps(tmp_path, 0, part="extra_compute", seconds={"training": {"pilot": 109.0}}, extra_compute=one)
+    times = {name: found[0]["time"] for name, found in sys.modules["report_quality"].arms_of(read(tmp_path)).items()}
+    assert times == pytest.approx({"pilot": 1.0, "pair": 1.1, "cross_fitted": 2.5, "extra_compute": 1.09})
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The results as `quality` hands them to `arms_of`."""
+    paths = sorted((folder / "quality" / "mawps").glob("*.json"))
+    return [json.loads(path.read_text()) | {"seed": 0, "part": path.stem.split("_seed0_")[1]} for path in paths]
+
+
+def test_an_arm_that_wrote_no_answers_has_an_empty_cell(report: Any, tmp_path: Path) -> None:
+    one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
+    silent = {name: value for name, value in one.items() if name != "answers, greedy"}
+    write_mawps(tmp_path, 0, pilot=one, pair=silent)
+    assert cells(report.mawps(tmp_path), PAIR)[1] == ""
+
+
+def test_quality_has_a_table_a_point_in_the_order_of_the_settings_and_names_seeds_and_commits(
+    report: Any, tmp_path: Path
+) -> None:
+    one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
+    write_mawps(tmp_path, 3, point="over-trained", pilot=one)
+    write_mawps(tmp_path, 2, pilot=one)
+    path = tmp_path / "quality" / "mawps" / "best_seed2_copilots.json"
     path.write_text(path.read_text().replace(FACTS["commit"], "fedcba9876543210"))
     text = report.mawps(tmp_path)
-    assert cells(text, "Pilot, trained 65% longer")
+    assert text.index("**Best: 3 epochs** (1 seed; NLL of the Pilot on validation data 0.2000)") < text.index(
+        "**Over-trained: 5 epochs**"
+    )
     assert "--seeds 2 3`" in text
     assert "commit fedcba9876; cpu (AVX2), 2 threads, torch 2.13.0, transformers 5.23.0, commit 0123456789." in text
 
 
+def test_the_figure_shows_differences_to_the_pilot_and_whether_they_are_better(report: Any, tmp_path: Path) -> None:
+    tokens, exact = [4] * 50, [0, 1] * 25
+    worse = arm(exact, brier=[0.35] * 50, tokens=tokens) | {"exact": [1] * 50}
+    write_mawps(tmp_path, 0, pilot=arm(exact, brier=[0.3] * 50, tokens=tokens), pair=worse)
+    figure = report.draw_quality(tmp_path, "mawps")
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    drawn = {title: next(line for line in axes.lines if line.get_marker() == "o") for title, axes in panels.items()}
+    assert drawn["exact match, % ↑"].get_xdata() == pytest.approx([50.0])
+    assert drawn["Brier score ↓"].get_xdata() == pytest.approx([0.05])
+    assert drawn["exact match, % ↑"].get_color() == "#1f5fa8"
+    assert drawn["Brier score ↓"].get_color() == "#c2571a"
+
+
 def test_lastfm_counts_hits_and_discounts_gains(report: Any, tmp_path: Path) -> None:
-    arms = {"pilot": {"strength": 0.0, "ranks": [1, 7, 100, 4000]}}
-    write(tmp_path / "quality" / "lastfm_seed0.json", {"seed": 0, "arms": arms, "extra_compute": 0.5})
-    hit5, hit10, gain5, gain10, _ = (cell.split()[0] for cell in cells(report.lastfm(tmp_path), "Pilot"))
-    assert (hit5, hit10, gain5) == ("0.2500", "0.5000", "0.2500")
+    pilot = {"strength": 0.0, "ranks": [1, 7, 100, 4000], "nll": [1.0] * 4, "tokens": [1] * 4, "validation": [0, 0]}
+    facts = {"settings": SETTINGS | {"kind": "next_item"}, "seconds": {"training": {"pilot": 1.0}}}
+    write(tmp_path / "quality" / "lastfm" / "best_seed0_copilots.json", facts | {"arms": {"pilot": pilot}})
+    hit10, gain10 = (cell.split()[0] for cell in cells(report.lastfm(tmp_path), "Pilot")[:2])
+    assert hit10 == "0.5000"
     assert float(gain10) == pytest.approx((1 + 1 / np.log2(8)) / 4, abs=1e-4)
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from copilot.building import evenly_spaced
+from copilot.building import pick_layers
 from copilot.tap import decoder_layers
 
 
@@ -37,17 +37,19 @@ def add_lora(pilot: PreTrainedModel, lora: dict[str, Any], seed: int) -> None:
     head.forward = torch.autocast("cpu", enabled=False)(torch.autocast("cuda", enabled=False)(head.forward))
 
 
-def add_layers(pilot: PreTrainedModel, count: int) -> None:
-    """Put `count` new decoder layers between those of a Pilot with adapters: trained in full, at first without effect.
+def add_layers(pilot: PreTrainedModel, copied: int | str | list[int]) -> None:
+    """Put new decoder layers between those of a Pilot with adapters: trained in full, at first without effect.
+
+    `copied` says which of its layers are copied, as in `from_pilot`; a copy stands behind its original.
 
     The rival of LLaMA-Pro (Wu et al., arXiv:2401.02415): as many layers as the Copilot has, spent on the Pilot itself.
     """
     layers = decoder_layers(pilot)
-    after = set(evenly_spaced(count, len(layers)))
+    chosen = pick_layers(copied, len(layers))
     grown = nn.ModuleList()
     for index, layer in enumerate(layers):
         grown.append(layer)
-        if index in after:
+        if index in chosen:
             new = copy.deepcopy(layer).float().requires_grad_(True)
             nn.init.zeros_(new.self_attn.o_proj.weight)
             nn.init.zeros_(new.mlp.down_proj.weight)

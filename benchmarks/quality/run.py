@@ -23,10 +23,13 @@ from training import Student, Teacher, train
 
 from copilot.calibration import Held, calibration_of, scores
 from copilot.environment import environment
+from copilot.ops.rectify import check_choice
 from copilot.ops.reference import at_target, predicted_mistake
 from copilot.pair import PilotCopilotModel
 
 STRENGTHS = [step / 10 for step in range(1, 11)]
+SOURCES = ("training", "final", "cross_fitted", "another")
+ANOTHER = 1000  # what is added to a seed
 TASKS = {"written_answers": WrittenAnswers, "next_item": NextItem}
 
 
@@ -37,8 +40,8 @@ class Arm:
     Attributes:
         design: arguments of `from_pilot`.
         mistakes: whose it learns from: those of the Pilot in "training", at that time; of the "final" Pilot, on its
-            training rows (the paper's "Latest"); or "cross_fitted": of two Pilots, each trained as long on one half of
-            the rows, on the half it was not trained on.
+            training rows (the paper's "Latest"); "cross_fitted": of two Pilots, each trained as long on one half of the
+            rows, on the half it was not trained on; or of "another" Pilot, in its training with another seed.
         learning_rate, updates, log_rounds: see `training.Student`; no rate takes the experiment's.
         write: whether it also writes its answers freely.
     """
@@ -49,6 +52,9 @@ class Arm:
     updates: int = 1
     log_rounds: int = 128
     write: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("mistakes", self.mistakes, SOURCES)
 
 
 @dataclass(frozen=True)
@@ -109,15 +115,18 @@ class Run:
         shared = {"batch_size": of.batch_size, "learning_rate": of.learning_rate, "warmup": of.warmup}
         return train(teachers, students, self.task.collate, steps=steps, seed=self.seed, **shared)
 
+    def student(self, arm: Arm, pair: PilotCopilotModel) -> Student:
+        rate = arm.learning_rate or self.experiment.copilot_learning_rate
+        return Student(pair, rate, arm.updates, arm.log_rounds)
+
     def copilots(self) -> dict[str, Any]:
         """The Pilot and all of the point's arms."""
         arms = {name: self.experiment.arms[name] for name in self.point.arms}
         pairs = self.task.pairs({name: arm.design for name, arm in arms.items()}, self.seed)
         first = next(iter(pairs.values()))
-        by_source: dict[str, dict[str, Student]] = {"training": {}, "final": {}, "cross_fitted": {}}
+        by_source: dict[str, dict[str, Student]] = {source: {} for source in SOURCES}
         for name, arm in arms.items():
-            rate = arm.learning_rate or self.experiment.copilot_learning_rate
-            by_source[arm.mistakes][name] = Student(pairs[name], rate, arm.updates, arm.log_rounds)
+            by_source[arm.mistakes][name] = self.student(arm, pairs[name])
         seconds = {"training": self.train([Teacher(first, learns=self.rows)], by_source["training"], self.steps)}
         if students := by_source["final"]:
             seconds["final"] = self.train([Teacher(first, shows=self.rows)], students, self.steps)
@@ -126,7 +135,19 @@ class Run:
             pilots = [self.task.pairs({"half": {"layers": 2}}, self.seed)["half"] for _ in halves]
             teachers = [Teacher(pilots[index], halves[index], halves[1 - index]) for index in range(2)]
             seconds["cross_fitted"] = self.train(teachers, students, self.steps)
+        if students := by_source["another"]:
+            other = self.task.pairs({"other": {"layers": 2}}, self.seed + ANOTHER)["other"]
+            teacher = Teacher(other, learns=self.task.rows(self.seed + ANOTHER))
+            seconds["another"] = self.train([teacher], students, self.steps)
         return {"seconds": seconds, **self.measure(pairs, {name for name, arm in arms.items() if arm.write})}
+
+    def first_pair(self) -> PilotCopilotModel:
+        """The first arm, trained beside its Pilot."""
+        name = self.point.arms[0]
+        arm = self.experiment.arms[name]
+        pair = self.task.pairs({name: arm.design}, self.seed)[name]
+        self.train([Teacher(pair, learns=self.rows)], {name: self.student(arm, pair)}, self.steps)
+        return pair
 
     def extra_compute(self, extra: float) -> dict[str, Any]:
         """The same Pilot, its one schedule longer."""
@@ -208,6 +229,18 @@ def _correction(part: Held, edges: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.bucketize(mistakes.top_prob.max(1).values, edges), f_target - along, norm
 
 
+def task_of(experiment: Experiment, data: str, pilot: str | None) -> WrittenAnswers | NextItem:
+    """The experiment's task on this data, with this Pilot unless it is None."""
+    return TASKS[experiment.kind](**experiment.task | {"data": data} | ({} if pilot is None else {"pilot": pilot}))
+
+
+def provenance(experiment: Experiment) -> dict[str, Any]:
+    """What a result needs beside its figures: all settings, the commit, and where it was measured."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {"settings": asdict(experiment), "commit": commit, "environment": environment()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help="a YAML file")
@@ -218,22 +251,18 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/quality")
     arguments = parser.parse_args()
     experiment = Experiment.read(arguments.experiment)
-    task_fields = experiment.task | {"data": arguments.data} | ({"pilot": arguments.pilot} if arguments.pilot else {})
-    task = TASKS[experiment.kind](**task_fields)
+    task = task_of(experiment, arguments.data, arguments.pilot)
     folder = Path(arguments.out) / Path(arguments.experiment).stem
     folder.mkdir(parents=True, exist_ok=True)
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
     def once(name: str, work: Any, *inputs: Any) -> dict[str, Any]:
         """The result of a training, from its file or made now."""
         path = folder / f"{name}.json"
         if not path.exists():
             started = time.time()
-            facts = {"settings": asdict(experiment), "commit": commit, "environment": environment()}
-            result = work(*inputs) | {"wall_seconds": time.time() - started}
+            result = work(*inputs) | {"wall_seconds": time.time() - started} | provenance(experiment)
             unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(result | facts) + "\n", encoding="utf-8")
+            unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
             unfinished.replace(path)
         return json.loads(path.read_text(encoding="utf-8"))
 

@@ -113,8 +113,11 @@ class WrittenAnswers:
         order = np.random.default_rng(seed).permutation(len(train))[: self.train_size]
         return prepare_dataset(to_rows([train[index] for index in order]), self.tokenizer)
 
+    def held_out_rows(self, split: str) -> Any:
+        return prepare_dataset(to_rows(self.splits[split]), self.tokenizer)
+
     def held_out(self, split: str) -> HeldOut:
-        return HeldOut(prepare_dataset(to_rows(self.splits[split]), self.tokenizer), self.collate)
+        return HeldOut(self.held_out_rows(split), self.collate)
 
     def pairs(self, designs: dict[str, dict[str, Any]], seed: int) -> dict[str, PilotCopilotModel]:
         """Fresh pairs on one fresh Pilot."""
@@ -166,12 +169,15 @@ class NextItem:
     def rows(self, seed: int) -> Any:
         users = self.sequences.training_items()
         rows = [self._row(items[:place], items[place]) for items in users for place in range(1, len(items))]
-        return prepare_dataset(rows, is_encoder_decoder=True)
+        return prepare_dataset(rows, None, is_encoder_decoder=True)
+
+    def held_out_rows(self, split: str) -> Any:
+        steps = self.sequences.leave_one_out("test" if split == "held_out" else split)
+        rows = [self._row(step.history, step.target) for step in steps]
+        return prepare_dataset(rows, None, is_encoder_decoder=True)
 
     def held_out(self, split: str) -> HeldOut:
-        steps = self.sequences.leave_one_out("test" if split == "held_out" else split)
-        rows = prepare_dataset([self._row(step.history, step.target) for step in steps], is_encoder_decoder=True)
-        return HeldOut(rows, self.collate)
+        return HeldOut(self.held_out_rows(split), self.collate)
 
     def _row(self, history: Sequence[int], target: int) -> dict[str, list[int]]:
         return {"input_ids": list(history[-HISTORY:]), "labels": [target]}

@@ -1,0 +1,27 @@
+"""What README's generated sections share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+NOT_MEASURED = "Not measured yet."
+
+Result = dict[str, Any]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, its first column to the left and the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
+
+
+def provenance(results: Sequence[Result], command: str) -> str:
+    """One line: on what the results were measured, and how to get them again."""
+    measured = []
+    for result in results:
+        facts = result["environment"]
+        device = f"{facts['device']}, {facts['threads']} {'thread' if facts['threads'] == 1 else 'threads'}"
+        versions = f"torch {facts['torch']}, transformers {facts['transformers']}"
+        measured.append(f"{device}, {versions}, commit {result['commit'][:10]}")
+    return f"Measured on {'; '.join(dict.fromkeys(measured))}. Reproduce: `{command}`"

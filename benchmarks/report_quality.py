@@ -1,0 +1,229 @@
+"""README's tables and figures of quality, from the results of benchmarks/quality/run.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from report_parts import NOT_MEASURED, Result, provenance, table
+
+from copilot.tasks import Interval, discounted_gains, paired_bootstrap
+
+BASELINE = "pilot"
+# What an arm is, and the question that it answers.
+ARMS = {
+    "pilot": ("Pilot", ""),
+    "pair": ("Pilot + Copilot", "does it help?"),
+    "by_confidence": ("Pilot + Copilot, λ by p^'s largest entry", "is one λ enough?"),
+    "literal": ("the paper's literal form", "does its text to the letter help?"),
+    "fresh": ("without a log: each round once, at once", "does the log help?"),
+    "latest": ("mistakes of the final Pilot alone", "do those made on the way help?"),
+    "cross_fitted": ("mistakes on rows a Pilot was not trained on", "do they teach better?"),
+    "transferred": ("Copilot of another Pilot", "can it be moved?"),
+    "extra_compute": ("Pilot, trained longer", "was the time better spent on it?"),
+    "extra_parameters": ("Pilot with new layers", "and the parameters?"),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of a quality table.
+
+    Attributes:
+        title: of the column.
+        values: of an arm, one an example; None where it has not been measured.
+        scale: what the values are multiplied by for display.
+        digits: after the decimal point.
+    """
+
+    title: str
+    values: Callable[[dict[str, Any]], ArrayLike | None]
+    scale: float = 1.0
+    digits: int = 4
+
+    def of(self, arm: dict[str, Any]) -> NDArray[np.float64] | None:
+        values = self.values(arm)
+        return None if values is None else np.asarray(values, dtype=np.float64) * self.scale
+
+
+def per_token(arm: dict[str, Any], name: str) -> NDArray[np.float64] | None:
+    """Means of the examples' tokens, weighted so that their mean over the examples is the mean over all tokens."""
+    if name not in arm:
+        return None
+    tokens = np.asarray(arm["tokens"], dtype=np.float64)
+    return np.asarray(arm[name]) * tokens / tokens.mean()
+
+
+def hit(k: int) -> Metric:
+    return Metric(f"Hit@{k} ↑", lambda arm: np.asarray(arm["ranks"]) <= k)
+
+
+def ndcg(k: int) -> Metric:
+    return Metric(f"NDCG@{k} ↑", lambda arm: discounted_gains(arm["ranks"], k))
+
+
+NLL = Metric("NLL ↓", lambda arm: per_token(arm, "nll"))
+METRICS = {
+    "written_answers": [
+        Metric("exact match, % ↑", lambda arm: arm.get("exact"), scale=100, digits=1),
+        Metric("right answers, % ↑", lambda arm: arm.get("answers, greedy"), scale=100, digits=1),
+        Metric("Brier score ↓", lambda arm: per_token(arm, "brier")),
+        NLL,
+    ],
+    "next_item": [hit(10), ndcg(10), NLL],
+}
+
+Arms = dict[str, list[Result]]  # by name, one a seed
+
+
+def arms_of(results: Sequence[Result]) -> Arms:
+    """The arms of one point's results: the Pilot, its Copilots, its rivals; each with the time of its training."""
+    found: Arms = {}
+    alone: dict[int, float] = {}
+    for result in (r for r in results if r["part"] == "copilots"):
+        seconds = result["seconds"]
+        pilot = alone[result["seed"]] = seconds["training"]["pilot"]
+        for name, arm in result["arms"].items():
+            source = next((s for s, spent in seconds.items() if name in spent), "training")
+            teachers = pilot if source == "training" else pilot + seconds[source]["pilot"]
+            time = 1.0 if name == BASELINE else (teachers + seconds[source][name]) / pilot
+            found.setdefault(name, []).append(arm | {"seed": result["seed"], "time": time})
+            if name == "pair" and "by_confidence" in arm:
+                by = {"brier": arm["by_confidence"]["brier"], "tokens": arm["tokens"], "seed": result["seed"]}
+                found.setdefault("by_confidence", []).append(by | {"time": time})
+    for result in (r for r in results if r["part"] != "copilots"):
+        (arm,) = result["arms"].values()
+        time = result["seconds"]["training"]["pilot"] / alone[result["seed"]]
+        found.setdefault(result["part"], []).append(arm | {"seed": result["seed"], "time": time})
+    names = [name for name in ARMS if name in found] + [name for name in found if name not in ARMS]
+    return {name: sorted(found[name], key=lambda arm: arm["seed"]) for name in names}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A metric of an arm: its mean in each seed and, of the mean over the seeds, the difference to the Pilot."""
+
+    means: list[float]
+    difference: Interval
+
+
+def compare(metric: Metric, arm: list[Result], baseline: list[Result]) -> Compared | None:
+    """None where the arm was not measured.
+
+    The examples are those of every seed: an example's differences are averaged before examples are resampled.
+    """
+    of_seeds = {result["seed"]: metric.of(result) for result in arm}
+    measured = {seed: values for seed, values in of_seeds.items() if values is not None}
+    if not measured:
+        return None
+    pilot = np.mean([metric.of(result) for result in baseline if result["seed"] in measured], axis=0)
+    found = paired_bootstrap(pilot, np.mean(list(measured.values()), axis=0))
+    return Compared([float(values.mean()) for values in measured.values()], found.difference)
+
+
+def quality_cell(metric: Metric, arm: list[Result], baseline: list[Result]) -> str:
+    """Mean over the seeds (lowest–highest), and the difference to the Pilot, bold if its interval excludes 0."""
+    compared = compare(metric, arm, baseline)
+    if compared is None:
+        return ""
+    means, found, digits = compared.means, compared.difference, metric.digits
+    cell = f"{np.mean(means):.{digits}f} ({min(means):.{digits}f}–{max(means):.{digits}f})"
+    if arm is baseline:
+        return cell
+    difference = f"{found.mean:+z.{digits}f} [{found.low:+z.{digits}f}, {found.high:+z.{digits}f}]"
+    return f"{cell}<br>{difference if found.low <= 0 <= found.high else f'**{difference}**'}"
+
+
+def strengths(arm: list[Result]) -> str:
+    return ", ".join(f"{result['strength']:.2f}" for result in arm if result.get("strength"))
+
+
+def read_quality(folder: Path, name: str) -> dict[str, list[Result]]:
+    """The results of an experiment by point, in its order, from results/quality/NAME/POINT_seedSEED_PART.json."""
+    by_point: dict[str, list[Result]] = {}
+    for path in sorted(folder.glob(f"quality/{name}/*.json")):
+        point, seed, part = re.fullmatch(r"(.+)_seed(\d+)_(.+)", path.stem).groups()
+        by_point.setdefault(point, []).append(json.loads(path.read_text()) | {"seed": int(seed), "part": part})
+    if not by_point:
+        return {}
+    order = next(iter(by_point.values()))[0]["settings"]["points"]
+    return {point: by_point[point] for point in order if point in by_point}
+
+
+def plural(count: float, name: str) -> str:
+    return f"{count:g} {name}" if count == 1 else f"{count:g} {name}s"
+
+
+def quality(folder: Path, name: str, about: str) -> str:
+    """The tables of an experiment, one a point."""
+    by_point = read_quality(folder, name)
+    if not by_point:
+        return NOT_MEASURED
+    lines: list[str] = []
+    for point, results in by_point.items():
+        settings, arms = results[0]["settings"], arms_of(results)
+        metrics, pilot = METRICS[settings["kind"]], arms[BASELINE]
+        rows = []
+        for arm, of_seeds in arms.items():
+            title, question = ARMS.get(arm, (arm, ""))
+            time = np.mean([result["time"] for result in of_seeds])
+            cells = [quality_cell(metric, of_seeds, pilot) for metric in metrics]
+            rows.append([title + (f"<br>*{question}*" if question else ""), *cells, strengths(of_seeds), f"{time:.2f}"])
+        epochs = plural(settings["points"][point]["epochs"], "epoch")
+        validation = np.mean([result["validation"][1] for result in pilot])
+        lines += [
+            f"**{point.capitalize()}: {epochs}** ({plural(len(pilot), 'seed')}; NLL of the Pilot on validation data "
+            f"{validation:.4f})",
+            "",
+            *table(["", *(metric.title for metric in metrics), "λ*, by seed", "training time"], rows),
+            "",
+        ]
+    everything = [result for results in by_point.values() for result in results]
+    command = f"python benchmarks/quality/run.py benchmarks/quality/{name}.yaml {about}"
+    seeds = " ".join(map(str, sorted({result["seed"] for result in everything})))
+    lines += [
+        "Mean over the seeds (lowest–highest); below it the difference to the Pilot of the same seed with its 95 % "
+        "interval, bold where it excludes 0: a paired bootstrap over the examples, the same for all seeds, of the mean "
+        "over these seeds; it does not cover what other seeds would change. λ* is of validation data. Training time is "
+        "a multiple of the Pilot's.",
+        "",
+        provenance(everything, f"{command} --seeds {seeds}"),
+    ]
+    return "\n".join(lines)
+
+
+def draw_quality(folder: Path, name: str) -> Any:
+    """Differences to the Pilot with their 95 % intervals, a row an arm and point, a column a metric."""
+    from matplotlib.figure import Figure
+
+    by_point = {point: arms_of(results) for point, results in read_quality(folder, name).items()}
+    settings = next(iter(read_quality(folder, name).values()))[0]["settings"]
+    metrics = METRICS[settings["kind"]]
+    rows = [(point, arm) for point, arms in by_point.items() for arm in arms if arm != BASELINE]
+    figure = Figure(figsize=(3.2 + 2.6 * len(metrics), 0.9 + 0.3 * len(rows)), layout="constrained")
+    for place, metric in enumerate(metrics):
+        axes = figure.add_subplot(1, len(metrics), place + 1)
+        axes.axvline(0, color="#6b6b6b", linewidth=0.8)
+        for height, (point, arm) in enumerate(rows):
+            compared = compare(metric, by_point[point][arm], by_point[point][BASELINE])
+            if compared is None:
+                continue
+            found = compared.difference
+            better = (found.mean > 0) == ("↑" in metric.title)
+            colour = "#c9c9c9" if found.low <= 0 <= found.high else "#1f5fa8" if better else "#c2571a"
+            axes.plot([found.low, found.high], [height, height], color=colour, linewidth=2)
+            axes.plot(found.mean, height, "o", color=colour, markersize=5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        labels = [f"{point}: {ARMS.get(arm, (arm,))[0]}" for point, arm in rows] if place == 0 else []
+        axes.set_yticks(range(len(rows)) if place == 0 else [], labels)
+        axes.set_title(metric.title, fontsize=10)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+    figure.suptitle("Difference to the Pilot alone, 95 % intervals; blue is better, orange worse", fontsize=10)
+    return figure

@@ -1,0 +1,346 @@
+"""The experiments' runner: what is trained on what, what is measured, and that a stopped run goes on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from builders import fresh_pair, tiny_pilot
+
+from copilot.calibration import Held, agreement, calibration_of, scores
+
+QUALITY = Path(__file__).resolve().parents[1] / "benchmarks" / "quality"
+MODULES = ("models", "tasks", "training", "run", "theorem")
+EXPERIMENT = {
+    "kind": "written_answers",
+    "task": {
+        "task": "mawps",
+        "train_size": 12,
+        "held_out_size": 6,
+        "validation_size": 4,
+        "lora": {"r": 2},
+        "new_tokens": 4,
+        "decoding": ["greedy", "4 beams"],
+    },
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "copilot_learning_rate": 1e-2,
+    "warmup": 0.1,
+    "arms": {
+        "pair": {"design": {"layers": 2}, "write": True},
+        "latest": {"design": {"layers": 2}, "mistakes": "final", "updates": 2},
+        "cross_fitted": {"design": {"layers": 2}, "mistakes": "cross_fitted", "log_rounds": 1},
+        "transferred": {"design": {"layers": 2}, "mistakes": "another"},
+    },
+    "points": {
+        "best": {
+            "epochs": 2,
+            "arms": ["pair", "latest", "cross_fitted", "transferred"],
+            "rivals": ["extra_compute", "extra_parameters"],
+        }
+    },
+}
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The modules of benchmarks/quality, which are scripts and in no package."""
+    monkeypatch.syspath_prepend(str(QUALITY))
+    found = SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+    yield found
+    for name in MODULES:
+        sys.modules.pop(name)
+
+
+@pytest.fixture
+def pilot(tmp_path: Path, tokenizer: Any) -> str:
+    """A folder with a tiny Pilot and its tokenizer."""
+    folder = tmp_path / "pilot"
+    tiny_pilot(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Made-up problems in the layout of LLM-Adapters: an answer repeats a word of its question."""
+    draw = random.Random(0)
+
+    def row(number: int, output: bool) -> dict[str, str]:
+        words = [f"w{draw.randrange(40)}" for _ in range(draw.randrange(3, 7))]
+        answer = {"output": f"{words[0]} {words[-1]}" if output else "", "answer": "1"}
+        return {"instruction": f"w{50 + number} {' '.join(words)}", "input": "", **answer}
+
+    folder = tmp_path / "data" / "mawps"
+    folder.mkdir(parents=True)
+    for split, numbers in (("train", range(24)), ("valid", range(20, 30)), ("test", range(30, 36))):
+        rows = [row(number, split != "test") for number in numbers]
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    return str(tmp_path / "data")
+
+
+def run_experiment(quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: Any, *arguments: str) -> Path:
+    tmp_path.mkdir(exist_ok=True)
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(facts))
+    out = tmp_path / "results"
+    monkeypatch.setattr(sys, "argv", ["run.py", str(path), "--out", str(out), *arguments])
+    quality.run.main()
+    return out / "toy"
+
+
+def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_examples(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: str, pilot: str
+) -> None:
+    facts = EXPERIMENT
+    folder = run_experiment(quality, monkeypatch, tmp_path, facts, "--data", data, "--pilot", pilot, "--seeds", "3")
+    results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*")}
+    assert sorted(results) == [f"best_seed3_{part}" for part in ("copilots", "extra_compute", "extra_parameters")]
+    found = results["best_seed3_copilots"]
+    assert list(found["arms"]) == ["pilot", "pair", "latest", "cross_fitted", "transferred"]
+    assert found["seconds"].keys() == {"training", "final", "cross_fitted", "another"}
+    everything = [arm for result in results.values() for arm in result["arms"].values()]
+    assert len(everything) == 7
+    for arm in everything:
+        assert len(arm["exact"]) == len(arm["brier"]) == len(arm["nll"]) == 6
+        assert arm["tokens"] == everything[0]["tokens"]
+    for name, arm in found["arms"].items():
+        assert (len(arm.get("answers, 4 beams", [])) == 6) == (name in ("pilot", "pair"))
+    assert results["best_seed3_extra_compute"]["extra"] == pytest.approx(
+        found["seconds"]["training"]["pair"] / found["seconds"]["training"]["pilot"]
+    )
+    assert found["settings"]["points"]["best"]["epochs"] == 2
+    pilot_brier = found["arms"]["pilot"]["brier"]
+    of_pilot = sum(b * n for b, n in zip(pilot_brier, everything[0]["tokens"], strict=True)) / sum(
+        everything[0]["tokens"]
+    )
+    for name in list(found["arms"])[1:]:  # a fresh Copilot would change nothing
+        assert found["arms"][name]["grid"]["1.0"][0] != pytest.approx(of_pilot, abs=1e-4)
+
+
+def test_a_run_goes_on_where_it_stopped(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: str, pilot: str
+) -> None:
+    facts = EXPERIMENT | {"points": {"best": {"epochs": 1, "arms": ["pair"], "rivals": ["extra_compute"]}}}
+    arguments = ("--data", data, "--pilot", pilot, "--seeds", "0")
+    folder = run_experiment(quality, monkeypatch, tmp_path, facts, *arguments)
+    first = (folder / "best_seed0_copilots.json").read_text()
+    rival = folder / "best_seed0_extra_compute.json"
+    rival.unlink()
+    run_experiment(quality, monkeypatch, tmp_path, facts, *arguments)
+    assert (folder / "best_seed0_copilots.json").read_text() == first
+    assert rival.exists()
+
+
+def test_a_seed_gives_the_same_scores_again(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: str, pilot: str
+) -> None:
+    facts = EXPERIMENT | {"points": {"best": {"epochs": 1, "arms": ["pair", "cross_fitted"]}}}
+    arms = []
+    for name in ("a", "b"):
+        arguments = ("--data", data, "--pilot", pilot, "--seeds", "0")
+        folder = run_experiment(quality, monkeypatch, tmp_path / name, facts, *arguments)
+        arms.append(json.loads((folder / "best_seed0_copilots.json").read_text())["arms"])
+    assert arms[0] == arms[1]
+
+
+def test_held_out_validation_and_training_examples_are_apart(quality: Any, data: str, pilot: str) -> None:
+    task = quality.tasks.WrittenAnswers(data=data, pilot=pilot, **EXPERIMENT["task"])
+    prompts = {name: {example.prompt for example in examples} for name, examples in task.splits.items()}
+    assert (len(prompts["held_out"]), len(prompts["validation"]), len(prompts["test"])) == (6, 4, 6)
+    assert not prompts["held_out"] & prompts["validation"]
+    assert not prompts["train"] & (prompts["held_out"] | prompts["validation"])
+    seeds = [task.rows(seed)["input_ids"] for seed in (0, 0, 1)]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_cross_fitted_mistakes_are_of_rows_that_their_pilot_does_not_learn(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, data: str, pilot: str
+) -> None:
+    experiment = quality.run.Experiment(
+        **EXPERIMENT
+        | {
+            "arms": {name: quality.run.Arm(**arm) for name, arm in EXPERIMENT["arms"].items()},
+            "points": {},
+        }
+    )
+    task = quality.tasks.WrittenAnswers(data=data, pilot=pilot, **EXPERIMENT["task"])
+    point = quality.run.Point(epochs=1, arms=["pair", "cross_fitted"])
+    given = []
+    monkeypatch.setattr(quality.run, "train", lambda teachers, students, *_, **__: given.append((teachers, students)))
+    monkeypatch.setattr(quality.run.Run, "measure", lambda *_: {})
+    run = quality.run.Run(experiment, task, point, 0)
+    run.copilots()
+    (beside, _), (teachers, students) = given
+    assert [teacher.learns for teacher in beside] == [run.rows]
+    assert list(students) == ["cross_fitted"]
+    for teacher in teachers:
+        learned, shown = (sorted(map(tuple, rows["input_ids"])) for rows in (teacher.learns, teacher.shows))
+        assert not set(learned) & set(shown)
+        assert sorted(learned + shown) == sorted(map(tuple, run.rows["input_ids"]))
+    assert students["cross_fitted"].pair.pilot is beside[0].pair.pilot  # which corrects the Pilot trained on all rows
+
+
+def test_a_teacher_that_only_shows_does_not_change(quality: Any, data: str, pilot: str) -> None:
+    task = quality.tasks.WrittenAnswers(data=data, pilot=pilot, **EXPERIMENT["task"])
+    pair = task.pairs({"pair": {"layers": 2}}, 0)["pair"]
+    before = {name: value.clone() for name, value in pair.state_dict().items()}
+    teacher = quality.training.Teacher(pair, shows=task.rows(0))
+    student = quality.training.Student(pair, 1e-2)
+    options = {"steps": 3, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0.0, "seed": 0}
+    quality.training.train([teacher], {"pair": student}, task.collate, **options)
+    changed = {name for name, value in pair.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("copilot.") for name in changed)
+
+
+def test_new_layers_change_nothing_until_they_are_trained(quality: Any) -> None:
+    pair = fresh_pair()
+    pair.pilot.requires_grad_(False)
+    quality.models.add_lora(pair.pilot, {"r": 2}, 0)
+    tokens = torch.randint(3, 90, (2, 7))
+    with torch.autocast("cpu", torch.bfloat16):
+        before, written = pair.pilot(tokens).logits, pair.pilot.generate(tokens, max_new_tokens=5, do_sample=False)
+        quality.models.add_layers(pair.pilot, 2)
+        assert len(pair.pilot.model.layers) == pair.pilot.config.num_hidden_layers == 6
+        after = pair.pilot(tokens).logits
+        assert torch.equal(after, before)
+        assert torch.equal(pair.generate(tokens, strength=0, max_new_tokens=5, do_sample=False), written)
+    trained = {n for n, p in pair.pilot.named_parameters() if p.requires_grad and "lora_" not in n}
+    assert {int(name.split(".")[2]) for name in trained} == {1, 5}  # behind the first and the last of four
+    after.sum().backward()
+    assert pair.pilot.model.layers[1].mlp.down_proj.weight.grad.abs().sum() > 0
+
+
+def test_logits_of_a_pilot_with_adapters_are_not_rounded(quality: Any) -> None:
+    pair = fresh_pair()
+    pair.pilot.requires_grad_(False)
+    quality.models.add_lora(pair.pilot, {"r": 2}, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = pair.pilot(torch.randint(3, 90, (2, 7))).logits
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def random_held(pairs: int, seed: int) -> list[Held]:
+    """Mistakes of random logits, and a correction that knows something of the truth."""
+    from copilot.ops import mistake_cross_entropy
+
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(pairs * 3, 50, generator=generator)
+    target = torch.randint(50, (pairs * 3,), generator=generator)
+    _, mistakes = mistake_cross_entropy(logits, target, 8)
+    delta = torch.randn(pairs * 3, 8, generator=generator) + (mistakes.top_index == target[:, None])
+    return [Held(mistakes, delta, torch.full((pairs,), 3))]
+
+
+def test_lambda_by_confidence_equals_a_dense_computation_in_each_bin(quality: Any) -> None:
+    validation, tested = random_held(60, 0), random_held(20, 1)
+    found = quality.run.by_confidence(validation, tested)
+    largest = validation[0].mistakes.top_prob.max(1).values
+    edges = largest.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8]))
+    for index, (low, high) in enumerate(zip([0.0, *edges], [*edges, 2.0], strict=True)):
+        chosen = (largest > low) & (largest <= high)
+        mistakes = type(validation[0].mistakes)(
+            **{name: value[chosen] for name, value in validation[0].mistakes.tensors().items()}
+        )
+        along, norm = agreement(mistakes, validation[0].delta[chosen], "simplex")
+        expected = min(max(float(along / norm), 0.0), 1.0)
+        assert found["strength"][index] == pytest.approx(expected, rel=1e-4)
+
+
+def test_with_equal_lambdas_by_confidence_gives_the_brier_score_of_one_lambda(
+    quality: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality.run, "CONFIDENCE_BINS", 1)
+    validation, tested = random_held(60, 0), random_held(20, 1)
+    config = SimpleNamespace(rectifier="simplex", fusion="probability")
+    strength = calibration_of(validation, config).strength
+    assert 0 < strength < 1
+    brier = scores(tested, strength, "simplex", "probability").brier
+    found = quality.run.by_confidence(validation, tested)
+    assert found["strength"] == pytest.approx([strength], rel=1e-5)
+    assert found["brier"] == pytest.approx(brier.tolist(), abs=1e-5)
+
+
+@pytest.fixture
+def sequences(tmp_path: Path) -> str:
+    draw = random.Random(0)
+    lines = [
+        f"{user} {' '.join(str(draw.randrange(1, 30)) for _ in range(draw.randrange(5, 12)))}" for user in range(1, 13)
+    ]
+    path = tmp_path / "items.txt"
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+NEXT_ITEM = {
+    "kind": "next_item",
+    "task": {},
+    "batch_size": 8,
+    "learning_rate": 3e-3,
+    "copilot_learning_rate": 3e-3,
+    "warmup": 0.1,
+    "arms": {"pair": {"design": {"layers": "all"}}},
+    "points": {"best": {"epochs": 1, "arms": ["pair"], "rivals": ["extra_compute"]}},
+}
+
+
+def test_next_items_are_ranked_among_all_items(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sequences: str
+) -> None:
+    folder = run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--seeds", "0")
+    arms = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]
+    assert arms.keys() == {"pilot", "pair"}
+    for arm in arms.values():
+        assert len(arm["ranks"]) == 12
+        assert all(1 <= rank <= 29 for rank in arm["ranks"])
+        assert len(set(arm["ranks"])) > 1
+
+
+def test_the_theorem_is_measured_over_seeds(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sequences: str
+) -> None:
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(NEXT_ITEM))
+    out = tmp_path / "results"
+    arguments = [str(tmp_path / "toy.yaml"), "--data", sequences, "--seeds", "0", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["theorem.py", *arguments])
+    quality.theorem.main()
+    found = json.loads((out / "theorem_toy.json").read_text())
+    of_held_out = found["quantities"]["held_out"]
+    assert of_held_out["s_pilot"] > 0  # two seeds that differ
+    assert of_held_out["holds"] == (
+        of_held_out["e_copilot"] < (of_held_out["e_pilot"] ** 2 + of_held_out["s_pilot"] ** 2) ** 0.5
+    )
+    # The measured error is the parabola of the quantities: its value at lambda = 0 and its second zero.
+    brier = dict(zip(found["strengths"], found["brier"], strict=True))
+    assert brier[0.0] == pytest.approx(of_held_out["e_pilot"] ** 2 + of_held_out["s_pilot"] ** 2, rel=1e-4)
+    fallen = {strength: value < brier[0.0] for strength, value in brier.items() if strength > 0}
+    assert all(below == (strength < of_held_out["lambda_zero"]) for strength, below in fallen.items())
+
+
+@pytest.mark.parametrize("path", sorted(QUALITY.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_experiments_ask_for_what_there_is(quality: Any, path: Path) -> None:
+    experiment = quality.run.Experiment.read(path)
+    fields = {"data": "data"} | ({"pilot": "pilot"} if experiment.kind == "written_answers" else {})
+    quality.run.TASKS[experiment.kind](**fields | experiment.task)
+    kind = "t5" if experiment.kind == "next_item" else "llama"
+    for arm in experiment.arms.values():
+        fresh_pair(kind, **arm.design)
+        assert arm.mistakes in quality.run.SOURCES
+    for point in experiment.points.values():
+        assert set(point.arms) <= set(experiment.arms)
+        assert set(point.rivals) <= {"extra_compute", "extra_parameters"}
+
+
+def test_a_copilot_of_unknown_mistakes_is_refused(quality: Any) -> None:
+    with pytest.raises(ValueError, match="mistakes must be one of"):
+        quality.run.Arm(mistakes="none")
