@@ -237,7 +237,7 @@ def report_changes(
 
 
 def run(out: Path, pilot: str | None, problems: ArithmeticProblems) -> None:
-    """Run the demo and write its models, Mistake Log and figures.
+    """Run the demo and write its models, Mistake Log, test problems and figures.
 
     Args:
         out: folder for the result; a pair that `tcopilot generate --pair` understands.
@@ -259,7 +259,10 @@ def run(out: Path, pilot: str | None, problems: ArithmeticProblems) -> None:
     announce("Training: ce is the Pilot's loss, rmse the distance of the Copilot's predictions from the mistakes.")
     trainer = train(pair, tokenizer, problems.train, out)
     trainer.save_model()
+    trainer.save_state()
     trainer.mistake_log.save(out / LOG_FILE)
+    lines = (json.dumps(row, ensure_ascii=False) for row in to_rows(problems.test))
+    (out / "test.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     announce("Saved. Choosing lambda on the validation problems.")
     calibration = calibrate(pair, to_rows(problems.validation), tokenizer)
     pair.config.save_pretrained(out)
@@ -287,6 +290,7 @@ def run(out: Path, pilot: str | None, problems: ArithmeticProblems) -> None:
     announce(f"Done; all is in {out}. Try it, and see what the Pilot gets wrong:\n")
     question = problems.test[0].prompt.replace("\n", "\\n")
     print(f'  printf "{question}" | tcopilot generate --pair {out}\n  tcopilot log {out}')
+    print(f"  tcopilot plot --pair {out} --dataset_name {out}/test.jsonl --out {out}/figures")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -167,4 +167,7 @@ def test_the_whole_demo_leaves_a_pair_that_generates(pilot, tmp_path, capsys):
     log.load(out / "mistake_log.safetensors")
     assert log.rounds_seen == 24 // SETTINGS["per_device_train_batch_size"]
     assert tcopilot(["generate", "--pair", str(out), "w1 w2", "--max_new_tokens", "4"]) == 0
+    plot = ["plot", "--pair", str(out), "--dataset_name", str(out / "test.jsonl"), "--out", str(out / "figures")]
+    assert tcopilot(plot) == 0
+    assert len(list((out / "figures").glob("*.png"))) == 4
     assert Path(out / "pilot" / "adapter_model.safetensors").exists()
