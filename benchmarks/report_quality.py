@@ -19,6 +19,7 @@ BASELINE = "pilot"
 # What an arm is, and the question that it answers.
 ARMS = {
     "pilot": ("Pilot", ""),
+    "tempered": ("Pilot, softmax(z / T)", "is it more than calibration?"),
     "pair": ("Pilot + Copilot", "does it help?"),
     "by_confidence": ("Pilot + Copilot, λ by p^'s largest entry", "is one λ enough?"),
     "literal": ("the paper's literal form", "does its text to the letter help?"),
@@ -61,11 +62,11 @@ def per_token(arm: dict[str, Any], name: str) -> NDArray[np.float64] | None:
 
 
 def hit(k: int) -> Metric:
-    return Metric(f"Hit@{k} ↑", lambda arm: np.asarray(arm["ranks"]) <= k)
+    return Metric(f"Hit@{k} ↑", lambda arm: np.asarray(arm["ranks"]) <= k if "ranks" in arm else None)
 
 
 def ndcg(k: int) -> Metric:
-    return Metric(f"NDCG@{k} ↑", lambda arm: discounted_gains(arm["ranks"], k))
+    return Metric(f"NDCG@{k} ↑", lambda arm: discounted_gains(arm["ranks"], k) if "ranks" in arm else None)
 
 
 NLL = Metric("NLL ↓", lambda arm: per_token(arm, "nll"))
@@ -92,7 +93,7 @@ def arms_of(results: Sequence[Result]) -> Arms:
         for name, arm in result["arms"].items():
             source = next((s for s, spent in seconds.items() if name in spent), "training")
             teachers = pilot if source == "training" else pilot + seconds[source]["pilot"]
-            time = 1.0 if name == BASELINE else (teachers + seconds[source][name]) / pilot
+            time = 1.0 if name in (BASELINE, "tempered") else (teachers + seconds[source][name]) / pilot
             found.setdefault(name, []).append(arm | {"seed": result["seed"], "time": time})
             if name == "pair" and "by_confidence" in arm:
                 by = {"brier": arm["by_confidence"]["brier"], "tokens": arm["tokens"], "seed": result["seed"]}
@@ -141,7 +142,9 @@ def quality_cell(metric: Metric, arm: list[Result], baseline: list[Result]) -> s
 
 
 def strengths(arm: list[Result]) -> str:
-    return ", ".join(f"{result['strength']:.2f}" for result in arm if result.get("strength"))
+    """λ* of each seed, or T where there is one."""
+    found = [f"T = {r['temperature']:.1f}" if "temperature" in r else f"{r.get('strength') or 0:.2f}" for r in arm]
+    return ", ".join(found) if any("temperature" in r or r.get("strength") for r in arm) else ""
 
 
 def read_quality(folder: Path, name: str) -> dict[str, list[Result]]:

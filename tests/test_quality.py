@@ -105,10 +105,10 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
     results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*")}
     assert sorted(results) == [f"best_seed3_{part}" for part in ("copilots", "extra_compute", "extra_parameters")]
     found = results["best_seed3_copilots"]
-    assert list(found["arms"]) == ["pilot", "pair", "latest", "cross_fitted", "transferred"]
+    assert list(found["arms"]) == ["pilot", "pair", "latest", "cross_fitted", "transferred", "tempered"]
     assert found["seconds"].keys() == {"training", "final", "cross_fitted", "another"}
     everything = [arm for result in results.values() for arm in result["arms"].values()]
-    assert len(everything) == 7
+    assert len(everything) == 8
     for arm in everything:
         assert len(arm["exact"]) == len(arm["brier"]) == len(arm["nll"]) == 6
         assert arm["tokens"] == everything[0]["tokens"]
@@ -122,7 +122,7 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
     of_pilot = sum(b * n for b, n in zip(pilot_brier, everything[0]["tokens"], strict=True)) / sum(
         everything[0]["tokens"]
     )
-    for name in list(found["arms"])[1:]:  # a fresh Copilot would change nothing
+    for name in EXPERIMENT["arms"]:  # a fresh Copilot would change nothing
         assert found["arms"][name]["grid"]["1.0"][0] != pytest.approx(of_pilot, abs=1e-4)
 
 
@@ -271,6 +271,26 @@ def test_with_equal_lambdas_by_confidence_gives_the_brier_score_of_one_lambda(
     assert found["brier"] == pytest.approx(brier.tolist(), abs=1e-5)
 
 
+def test_tempered_scores_are_those_of_the_pilots_softmax_at_that_temperature(
+    quality: Any, data: str, pilot: str
+) -> None:
+    task = quality.tasks.WrittenAnswers(data=data, pilot=pilot, **EXPERIMENT["task"])
+    pair = task.pairs({"pair": {"layers": 2}}, 0)["pair"]
+    held_out = task.held_out("held_out")
+    seen = held_out.collect({"pair": pair})
+    plain = scores(seen.held["pair"], 0.0, "simplex", "probability")
+    for name, expected in vars(plain).items():
+        assert getattr(seen.tempered[1.0], name).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    (batch,) = held_out.batches
+    with quality.training.autocast(pair), torch.no_grad():
+        passed = pair.pilot_pass(**batch)
+    prob = (passed.supervised_logits().double() / 2.0).softmax(-1)
+    truth = torch.nn.functional.one_hot(passed.supervision.target, prob.shape[1])
+    brier, nll = seen.tempered[2.0].per_token()
+    assert brier == pytest.approx((prob - truth).square().sum(1).mean().item(), rel=1e-4)
+    assert nll == pytest.approx(-(prob * truth).sum(1).log().mean().item(), rel=1e-4)
+
+
 @pytest.fixture
 def sequences(tmp_path: Path) -> str:
     draw = random.Random(0)
@@ -299,8 +319,8 @@ def test_next_items_are_ranked_among_all_items(
 ) -> None:
     folder = run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--seeds", "0")
     arms = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]
-    assert arms.keys() == {"pilot", "pair"}
-    for arm in arms.values():
+    assert arms.keys() == {"pilot", "pair", "tempered"}
+    for arm in (arms["pilot"], arms["pair"]):
         assert len(arm["ranks"]) == 12
         assert all(1 <= rank <= 29 for rank in arm["ranks"])
         assert len(set(arm["ranks"])) > 1

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from models import add_layers
-from tasks import NextItem, WrittenAnswers
+from tasks import NextItem, WrittenAnswers, per_example
 from training import Student, Teacher, train
 
 from copilot.calibration import Held, calibration_of, scores
@@ -167,14 +167,11 @@ class Run:
     def measure(self, pairs: dict[str, PilotCopilotModel], write: set[str] | None = None) -> dict[str, Any]:
         """Scores of the Pilot and, unless `write` is None, of every pair at its lambda*; those named also write."""
         first = next(iter(pairs.values()))
-        compared = {"pilot": first} if write is None else {"pilot": first, **pairs}
-        held = {split: self.task.held_out(split).collect(compared) for split in ("validation", "held_out")}
-        if write is None:
-            compared = {next(iter(pairs)): first}
-            held = {split: dict(zip(compared, found.values(), strict=True)) for split, found in held.items()}
+        compared = pairs if write is None else {"pilot": first, **pairs}
+        seen = {split: self.task.held_out(split).collect(compared) for split in ("validation", "held_out")}
         arms: dict[str, Any] = {}
         for name, pair in compared.items():
-            config, validation, tested = pair.config, held["validation"][name], held["held_out"][name]
+            config, validation, tested = pair.config, seen["validation"].held[name], seen["held_out"].held[name]
             found = calibration_of(validation, config)
             is_pilot = write is None or name == "pilot"
             strength = 0.0 if is_pilot else found.strength
@@ -189,6 +186,15 @@ class Run:
                 arms[name]["grid"] = {s: [*g.per_token(), float(g.exact.float().mean())] for s, g in grid.items()}
             if not is_pilot and config.rectifier == "simplex" and config.fusion == "probability":
                 arms[name]["by_confidence"] = by_confidence(validation, tested)
+        if write is not None:
+            by_validation = seen["validation"].tempered
+            temperature = min(by_validation, key=lambda of: by_validation[of].per_token()[0])
+            tempered = per_example(seen["held_out"].tempered[temperature])
+            arms["tempered"] = {
+                "temperature": temperature,
+                "validation": by_validation[temperature].per_token(),
+                **tempered,
+            }
         return {"arms": arms}
 
 
@@ -254,13 +260,14 @@ def main() -> None:
     task = task_of(experiment, arguments.data, arguments.pilot)
     folder = Path(arguments.out) / Path(arguments.experiment).stem
     folder.mkdir(parents=True, exist_ok=True)
+    facts = provenance(experiment)  # of the code that runs: the commit may be another when a training is complete
 
     def once(name: str, work: Any, *inputs: Any) -> dict[str, Any]:
         """The result of a training, from its file or made now."""
         path = folder / f"{name}.json"
         if not path.exists():
             started = time.time()
-            result = work(*inputs) | {"wall_seconds": time.time() - started} | provenance(experiment)
+            result = work(*inputs) | {"wall_seconds": time.time() - started} | facts
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
             unfinished.replace(path)

@@ -19,12 +19,27 @@ from copilot import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 from copilot.calibration import Held, Scores
 from copilot.data import DataCollator, prepare_dataset
 from copilot.evaluation import evaluate, to_rows
+from copilot.loss import PilotPass
 from copilot.pair import PilotCopilotModel
 from copilot.tasks import Example, read_examples, read_item_sequences
 
 BATCH = 32  # rows a forward when measuring
 HISTORY = 50  # items before the one to predict
+TEMPERATURES = [0.6 + step / 10 for step in range(15)]
 BEAMS = {"greedy": 1, "4 beams": 4}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What was seen of held-out rows.
+
+    Attributes:
+        held: by pair.
+        tempered: of the Pilot alone, by temperature.
+    """
+
+    held: dict[str, list[Held]]
+    tempered: dict[float, Scores]
 
 
 class HeldOut:
@@ -35,9 +50,10 @@ class HeldOut:
         self.batches = DataLoader(by_length, BATCH, collate_fn=collate)
 
     @torch.no_grad()
-    def collect(self, pairs: dict[str, PilotCopilotModel]) -> dict[str, list[Held]]:
-        """What the pairs, which share a Pilot, say of the rows: one pass of the Pilot for all."""
+    def collect(self, pairs: dict[str, PilotCopilotModel]) -> Collected:
+        """One pass of the Pilot that the pairs share."""
         held: dict[str, list[Held]] = {name: [] for name in pairs}
+        tempered: dict[float, list[Scores]] = {temperature: [] for temperature in TEMPERATURES}
         first = next(iter(pairs.values()))
         for pair in pairs.values():
             pair.eval()
@@ -46,7 +62,38 @@ class HeldOut:
                 passed = first.pilot_pass(**{name: value.to(first.device) for name, value in batch.items()})
                 for name, pair in pairs.items():
                     held[name].append(Held.of(pair, passed))
-        return held
+            for temperature, parts in tempered.items():
+                parts.append(tempered_scores(passed, temperature))
+        return Collected(held, {temperature: joined(parts) for temperature, parts in tempered.items()})
+
+
+def tempered_scores(passed: PilotPass, temperature: float) -> Scores:
+    """Scores of softmax(z / temperature): the one-parameter correction that every fine-tuned model can have."""
+    target, lengths = passed.supervision.target, passed.supervision.source.sum(1)
+    log_prob = (passed.supervised_logits().float() / temperature).log_softmax(-1)
+    of_target = log_prob.gather(1, target[:, None]).squeeze(1)
+    missed = log_prob.argmax(1) != target
+    brier = log_prob.exp().square().sum(1) - 2 * of_target.exp() + 1
+    row = torch.repeat_interleave(lengths)
+    sums = [
+        torch.zeros_like(lengths, dtype=torch.float).index_add(0, row, v.float()) for v in (brier, of_target, missed)
+    ]
+    columns = (sums[0] / lengths, -sums[1] / lengths, sums[2] == 0, lengths)
+    return Scores(*(column.cpu() for column in columns))
+
+
+def per_example(found: Scores) -> dict[str, Any]:
+    """The scores as a results file keeps them."""
+    return {
+        "exact": found.exact.int().tolist(),
+        "brier": [round(value, 5) for value in found.brier.tolist()],
+        "nll": [round(value, 5) for value in found.nll.tolist()],
+        "tokens": found.tokens.tolist(),
+    }
+
+
+def joined(parts: list[Scores]) -> Scores:
+    return Scores(*(torch.cat(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -130,12 +177,7 @@ class WrittenAnswers:
 
     def judge(self, pair: PilotCopilotModel, found: Scores, strength: float, write: bool) -> dict[str, Any]:
         """Per example: teacher-forced scores and, if `write`, whether freely written answers are right."""
-        facts = {
-            "exact": found.exact.int().tolist(),
-            "brier": [round(value, 5) for value in found.brier.tolist()],
-            "nll": [round(value, 5) for value in found.nll.tolist()],
-            "tokens": found.tokens.tolist(),
-        }
+        facts = per_example(found)
         for name in self.decoding if write else ():
             options = {"strength": strength, "batch_size": BATCH * 2, "max_new_tokens": self.new_tokens}
             examples = self.splits.get("test", self.splits["held_out"])

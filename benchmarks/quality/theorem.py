@@ -30,6 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.time()
     experiment = Experiment.read(arguments.experiment)
+    facts = provenance(experiment)
     task = task_of(experiment, arguments.data, arguments.pilot)
     point = next(iter(experiment.points.values()))
     pairs = [Run(experiment, task, point, seed).first_pair() for seed in arguments.seeds]
@@ -49,7 +50,7 @@ def main() -> None:
     name = Path(arguments.experiment).stem
     path = Path(arguments.out) / f"theorem_{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result | provenance(experiment)) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(result | facts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
