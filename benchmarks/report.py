@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from report_parts import NOT_MEASURED, provenance, table
-from report_quality import draw_quality, quality, read_quality
+from report_quality import draw_quality, quality, read_quality, theorem
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -157,11 +157,16 @@ def lastfm(folder: Path) -> str:
     return quality(folder, "lastfm", "--data LastFM.txt")
 
 
+def theorem_lastfm(folder: Path) -> str:
+    return theorem(folder, "lastfm", "--data LastFM.txt")
+
+
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "overhead": overhead,
     "mawps": mawps,
     "lastfm": lastfm,
+    "theorem": theorem_lastfm,
 }
 
 

@@ -201,6 +201,35 @@ def quality(folder: Path, name: str, about: str) -> str:
     return "\n".join(lines)
 
 
+def theorem(folder: Path, name: str, about: str) -> str:
+    """Theorem 4.1 of results/quality/theorem_NAME.json: its quantities, and where the error really falls."""
+    path = folder / "quality" / f"theorem_{name}.json"
+    if not path.is_file():
+        return NOT_MEASURED
+    result = json.loads(path.read_text())
+    quantities = result["quantities"]
+    symbols = {"e_pilot": "e_P", "s_pilot": "s_P", "e_copilot": "e_C", "s_copilot": "s_C", "lambda_zero": "λ₀"}
+    rows = [
+        [split, *(f"{found[key]:.3f}" for key in symbols), "yes" if found["holds"] else "no"]
+        for split, found in (("validation", quantities["validation"]), ("held out", quantities["held_out"]))
+    ]
+    brier = dict(zip(result["strengths"], result["brier"], strict=True))
+    falls = [strength for strength, value in brier.items() if strength > 0 and value < brier[0.0]]
+    best = min(brier, key=brier.__getitem__)
+    fallen = f"falls for every λ measured from {min(falls):g} to {max(falls):g}" if falls else "falls for no λ measured"
+    seeds = " ".join(map(str, result["seeds"]))
+    command = f"python benchmarks/quality/theorem.py benchmarks/quality/{name}.yaml {about} --seeds {seeds}"
+    lines = [
+        *table(["", *symbols.values(), "e_C < √(e_P² + s_P²)"], rows),
+        "",
+        f"{plural(len(result['seeds']), 'seed')}. The held-out Brier score is {brier[0.0]:.4f} at λ = 0, {fallen} "
+        f"and is least, {brier[best]:.4f}, at {best:g}; steps of {result['strengths'][1]:g}.",
+        "",
+        provenance([result], command),
+    ]
+    return "\n".join(lines)
+
+
 def draw_quality(folder: Path, name: str) -> Any:
     """Differences to the Pilot with their 95 % intervals, a row an arm and point, a column a metric."""
     from matplotlib.figure import Figure

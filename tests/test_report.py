@@ -252,6 +252,19 @@ def test_lastfm_counts_hits_and_discounts_gains(report: Any, tmp_path: Path) -> 
     assert float(gain10) == pytest.approx((1 + 1 / np.log2(8)) / 4, abs=1e-4)
 
 
+def test_the_theorem_is_shown_with_where_the_error_falls(report: Any, tmp_path: Path) -> None:
+    names = ("e_pilot", "s_pilot", "e_copilot", "s_copilot", "lambda_zero")
+    of_split = dict(zip(names, (0.9, 0.2, 0.8, 0.1, 1.25), strict=True)) | {"holds": True}
+    measured = {"strengths": [0.0, 0.5, 1.0, 1.5], "brier": [0.8, 0.7, 0.75, 0.85], "seeds": [0, 1]}
+    quantities = {"validation": of_split, "held_out": of_split | {"holds": False}}
+    write(tmp_path / "quality" / "theorem_lastfm.json", measured | {"quantities": quantities})
+    text = report.theorem_lastfm(tmp_path)
+    assert cells(text, "validation") == ["0.900", "0.200", "0.800", "0.100", "1.250", "yes"]
+    assert cells(text, "held out")[-1] == "no"
+    assert "0.8000 at λ = 0, falls for every λ measured from 0.5 to 1 and is least, 0.7000, at 0.5" in text
+    assert "2 seeds." in text
+
+
 def test_only_what_stands_between_markers_changes(report: Any, tmp_path: Path) -> None:
     text = "before\n<!-- mawps:begin -->\nold\n<!-- mawps:end -->\nafter\n"
     new = report.rewrite(text, tmp_path)
