@@ -28,6 +28,7 @@ ARMS = {
     "cross_fitted": ("mistakes on rows a Pilot was not trained on", "do they teach better?"),
     "transferred": ("Copilot of another Pilot", "can it be moved?"),
     "extra_compute": ("Pilot, trained longer", "was the time better spent on it?"),
+    "extra_compute_latest": ("Pilot, trained still longer", "or as long as with mistakes of the final Pilot?"),
     "extra_parameters": ("Pilot with new layers", "and the parameters?"),
 }
 

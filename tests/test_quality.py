@@ -44,7 +44,7 @@ EXPERIMENT = {
         "best": {
             "epochs": 2,
             "arms": ["pair", "latest", "cross_fitted", "transferred"],
-            "rivals": ["extra_compute", "extra_parameters"],
+            "rivals": ["extra_compute", "extra_compute_latest", "extra_parameters"],
         }
     },
 }
@@ -103,12 +103,13 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
     facts = EXPERIMENT
     folder = run_experiment(quality, monkeypatch, tmp_path, facts, "--data", data, "--pilot", pilot, "--seeds", "3")
     results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*")}
-    assert sorted(results) == [f"best_seed3_{part}" for part in ("copilots", "extra_compute", "extra_parameters")]
+    parts = ("copilots", "extra_compute", "extra_compute_latest", "extra_parameters")
+    assert sorted(results) == [f"best_seed3_{part}" for part in parts]
     found = results["best_seed3_copilots"]
     assert list(found["arms"]) == ["pilot", "pair", "latest", "cross_fitted", "transferred", "tempered"]
     assert found["seconds"].keys() == {"training", "final", "cross_fitted", "another"}
     everything = [arm for result in results.values() for arm in result["arms"].values()]
-    assert len(everything) == 8
+    assert len(everything) == 9
     for arm in everything:
         assert len(arm["exact"]) == len(arm["brier"]) == len(arm["nll"]) == 6
         assert arm["tokens"] == everything[0]["tokens"]
@@ -116,6 +117,10 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
         assert (len(arm.get("answers, 4 beams", [])) == 6) == (name in ("pilot", "pair"))
     assert results["best_seed3_extra_compute"]["extra"] == pytest.approx(
         found["seconds"]["training"]["pair"] / found["seconds"]["training"]["pilot"]
+    )
+    final = found["seconds"]["final"]
+    assert results["best_seed3_extra_compute_latest"]["extra"] == pytest.approx(
+        (final["pilot"] + final["latest"]) / found["seconds"]["training"]["pilot"]
     )
     assert found["settings"]["points"]["best"]["epochs"] == 2
     pilot_brier = found["arms"]["pilot"]["brier"]
@@ -358,7 +363,8 @@ def test_the_experiments_ask_for_what_there_is(quality: Any, path: Path) -> None
         assert arm.mistakes in quality.run.SOURCES
     for point in experiment.points.values():
         assert set(point.arms) <= set(experiment.arms)
-        assert set(point.rivals) <= {"extra_compute", "extra_parameters"}
+        of_arms = {f"extra_compute_{arm}" for arm in point.arms}
+        assert set(point.rivals) <= {"extra_compute", "extra_parameters"} | of_arms
 
 
 def test_a_copilot_of_unknown_mistakes_is_refused(quality: Any) -> None:

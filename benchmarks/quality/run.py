@@ -64,8 +64,8 @@ class Point:
     Attributes:
         epochs: over the Pilot's rows.
         arms: names of the Copilots that are trained.
-        rivals: Pilots without one: "extra_compute", trained longer by the share of time that the first arm took;
-            "extra_parameters", with as many new layers as the first arm has.
+        rivals: Pilots without one: "extra_compute", trained longer by the share of time that the first arm took, and
+            "extra_compute_ARM", by that of another; "extra_parameters", with as many new layers as the first arm has.
     """
 
     epochs: float
@@ -235,6 +235,13 @@ def _correction(part: Held, edges: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.bucketize(mistakes.top_prob.max(1).values, edges), f_target - along, norm
 
 
+def extra_time(seconds: dict[str, dict[str, float]], arm: str) -> float:
+    """What an arm took, its own teachers included, as a share of the time of the Pilot that it corrects."""
+    spent = next(spent for spent in seconds.values() if arm in spent)
+    teachers = 0.0 if spent is seconds["training"] else spent["pilot"]
+    return (spent[arm] + teachers) / seconds["training"]["pilot"]
+
+
 def task_of(experiment: Experiment, data: str, pilot: str | None) -> WrittenAnswers | NextItem:
     """The experiment's task on this data, with this Pilot unless it is None."""
     return TASKS[experiment.kind](**experiment.task | {"data": data} | ({} if pilot is None else {"pilot": pilot}))
@@ -278,12 +285,12 @@ def main() -> None:
             point = experiment.points[name]
             run = Run(experiment, task, point, seed)
             found = once(f"{name}_seed{seed}_copilots", run.copilots)
-            seconds = found["seconds"]["training"]
-            if "extra_compute" in point.rivals:
-                extra = seconds[point.arms[0]] / seconds["pilot"]
-                once(f"{name}_seed{seed}_extra_compute", run.extra_compute, extra)
-            if "extra_parameters" in point.rivals:
-                once(f"{name}_seed{seed}_extra_parameters", run.extra_parameters)
+            for rival in point.rivals:
+                if rival == "extra_parameters":
+                    once(f"{name}_seed{seed}_{rival}", run.extra_parameters)
+                else:
+                    arm = rival.removeprefix("extra_compute").removeprefix("_") or point.arms[0]
+                    once(f"{name}_seed{seed}_{rival}", run.extra_compute, extra_time(found["seconds"], arm))
 
 
 if __name__ == "__main__":
