@@ -176,6 +176,8 @@ def quality(folder: Path, name: str, about: str) -> str:
         rows = []
         for arm, of_seeds in arms.items():
             title, question = ARMS.get(arm, (arm, ""))
+            if len(of_seeds) < len(pilot):
+                title += f" ({plural(len(of_seeds), 'seed')})"
             time = np.mean([result["time"] for result in of_seeds])
             cells = [quality_cell(metric, of_seeds, pilot) for metric in metrics]
             rows.append([title + (f"<br>*{question}*" if question else ""), *cells, strengths(of_seeds), f"{time:.2f}"])

@@ -207,6 +207,16 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) | {"seed": 0, "part": path.stem.split("_seed0_")[1]} for path in paths]
 
 
+def test_an_arm_of_fewer_seeds_says_so_and_is_compared_with_the_pilots_of_those(report: Any, tmp_path: Path) -> None:
+    scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
+    for seed, exact in enumerate(([0, 0, 0, 0], [1, 1, 1, 0])):
+        write_mawps(tmp_path, seed, pilot=arm(exact, **scores))
+    seconds = {"training": {"pilot": 115.0}}
+    write_mawps(tmp_path, 1, part="extra_compute", seconds=seconds, extra_compute=arm([1] * 4, **scores))
+    row = "Pilot, trained longer (1 seed)<br>*was the time better spent on it?*"
+    assert "+25.0 [" in cells(report.mawps(tmp_path), row)[0]
+
+
 def test_an_arm_that_wrote_no_answers_has_an_empty_cell(report: Any, tmp_path: Path) -> None:
     one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
     silent = {name: value for name, value in one.items() if name != "answers, greedy"}
