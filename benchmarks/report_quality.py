@@ -101,7 +101,10 @@ def arms_of(results: Sequence[Result]) -> Arms:
                 found.setdefault("by_confidence", []).append(by | {"time": time})
     for result in (r for r in results if r["part"] != "copilots"):
         (arm,) = result["arms"].values()
-        time = result["seconds"]["training"]["pilot"] / alone[result["seed"]]
+        seconds = result["seconds"]["training"]["pilot"]
+        time = (
+            1 + result["extra"] if "extra" in result else seconds / alone[result["seed"]]
+        )  # other hours, other speeds
         found.setdefault(result["part"], []).append(arm | {"seed": result["seed"], "time": time})
     names = [name for name in ARMS if name in found] + [name for name in found if name not in ARMS]
     return {name: sorted(found[name], key=lambda arm: arm["seed"]) for name in names}

@@ -196,7 +196,8 @@ def test_training_time_is_a_multiple_of_the_pilots_with_what_each_arm_needed(rep
     one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
     seconds = {"training": {"pilot": 100.0, "pair": 10.0}, "cross_fitted": {"pilot": 130.0, "cross_fitted": 20.0}}
     write_mawps(tmp_path, 0, seconds=seconds, pilot=one, pair=one, cross_fitted=one)
-    write_mawps(tmp_path, 0, part="extra_compute", seconds={"training": {"pilot": 109.0}}, extra_compute=one)
+    rival = {"seconds": {"training": {"pilot": 180.0}}, "arms": {"extra_compute": one}, "extra": 0.09}
+    write(tmp_path / "quality" / "mawps" / "best_seed0_extra_compute.json", rival)
     times = {name: found[0]["time"] for name, found in sys.modules["report_quality"].arms_of(read(tmp_path)).items()}
     assert times == pytest.approx({"pilot": 1.0, "pair": 1.1, "cross_fitted": 2.5, "extra_compute": 1.09})
 
