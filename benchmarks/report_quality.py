@@ -24,7 +24,9 @@ ARMS = {
     "by_confidence": ("Pilot + Copilot, λ by p^'s largest entry", "is one λ enough?"),
     "literal": ("the paper's literal form", "does its text to the letter help?"),
     "fresh": ("without a log: each round once, at once", "does the log help?"),
+    "recent": ("from the last 16 rounds, two at each step", "do old rounds mislead?"),
     "latest": ("mistakes of the final Pilot alone", "do those made on the way help?"),
+    "finish": ("then mistakes of the final Pilot, a quarter as long", "is a short second pass enough?"),
     "cross_fitted": ("mistakes on rows a Pilot was not trained on", "do they teach better?"),
     "transferred": ("Copilot of another Pilot", "can it be moved?"),
     "extra_compute": ("Pilot, trained longer", "was the time better spent on it?"),
@@ -92,9 +94,9 @@ def arms_of(results: Sequence[Result]) -> Arms:
         seconds = result["seconds"]
         pilot = alone[result["seed"]] = seconds["training"]["pilot"]
         for name, arm in result["arms"].items():
-            source = next((s for s, spent in seconds.items() if name in spent), "training")
-            teachers = pilot if source == "training" else pilot + seconds[source]["pilot"]
-            time = 1.0 if name in (BASELINE, "tempered") else (teachers + seconds[source][name]) / pilot
+            stages = [stage for stage in seconds if name in seconds[stage]]
+            teachers = sum(seconds[stage]["pilot"] for stage in {"training", *stages})
+            time = 1.0 if name == BASELINE else (teachers + sum(seconds[stage][name] for stage in stages)) / pilot
             found.setdefault(name, []).append(arm | {"seed": result["seed"], "time": time})
             if name == "pair" and "by_confidence" in arm:
                 by = {"brier": arm["by_confidence"]["brier"], "tokens": arm["tokens"], "seed": result["seed"]}

@@ -37,13 +37,14 @@ EXPERIMENT = {
     "arms": {
         "pair": {"design": {"layers": 2}, "write": True},
         "latest": {"design": {"layers": 2}, "mistakes": "final", "updates": 2},
+        "finish": {"design": {"layers": 2}, "mistakes": "both", "final_pass": 0.5},
         "cross_fitted": {"design": {"layers": 2}, "mistakes": "cross_fitted", "log_rounds": 1},
         "transferred": {"design": {"layers": 2}, "mistakes": "another"},
     },
     "points": {
         "best": {
             "epochs": 2,
-            "arms": ["pair", "latest", "cross_fitted", "transferred"],
+            "arms": ["pair", "latest", "finish", "cross_fitted", "transferred"],
             "rivals": ["extra_compute", "extra_compute_latest", "extra_parameters"],
         }
     },
@@ -106,10 +107,10 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
     parts = ("copilots", "extra_compute", "extra_compute_latest", "extra_parameters")
     assert sorted(results) == [f"best_seed3_{part}" for part in parts]
     found = results["best_seed3_copilots"]
-    assert list(found["arms"]) == ["pilot", "pair", "latest", "cross_fitted", "transferred", "tempered"]
-    assert found["seconds"].keys() == {"training", "final", "cross_fitted", "another"}
+    assert list(found["arms"]) == ["pilot", *EXPERIMENT["arms"], "tempered"]
+    assert found["seconds"].keys() == {"training", "final 0.5", "final 1", "cross_fitted", "another"}
     everything = [arm for result in results.values() for arm in result["arms"].values()]
-    assert len(everything) == 9
+    assert len(everything) == 10
     for arm in everything:
         assert len(arm["exact"]) == len(arm["brier"]) == len(arm["nll"]) == 6
         assert arm["tokens"] == everything[0]["tokens"]
@@ -118,7 +119,8 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
     assert results["best_seed3_extra_compute"]["extra"] == pytest.approx(
         found["seconds"]["training"]["pair"] / found["seconds"]["training"]["pilot"]
     )
-    final = found["seconds"]["final"]
+    assert [stage for stage, spent in found["seconds"].items() if "finish" in spent] == ["training", "final 0.5"]
+    final = found["seconds"]["final 1"]
     assert results["best_seed3_extra_compute_latest"]["extra"] == pytest.approx(
         (final["pilot"] + final["latest"]) / found["seconds"]["training"]["pilot"]
     )
@@ -282,7 +284,7 @@ def test_tempered_scores_are_those_of_the_pilots_softmax_at_that_temperature(
     task = quality.tasks.WrittenAnswers(data=data, pilot=pilot, **EXPERIMENT["task"])
     pair = task.pairs({"pair": {"layers": 2}}, 0)["pair"]
     held_out = task.held_out("held_out")
-    seen = held_out.collect({"pair": pair})
+    seen = held_out.collect({"pair": pair}, [1.0, 2.0])
     plain = scores(seen.held["pair"], 0.0, "simplex", "probability")
     for name, expected in vars(plain).items():
         assert getattr(seen.tempered[1.0], name).tolist() == pytest.approx(expected.tolist(), rel=1e-4)

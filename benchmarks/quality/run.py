@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 import yaml
-from models import add_layers
-from tasks import NextItem, WrittenAnswers, per_example
+from models import add_layers, compile_layers
+from tasks import TEMPERATURES, NextItem, WrittenAnswers, per_example
 from training import Student, Teacher, train
 
 from copilot.calibration import Held, calibration_of, scores
@@ -26,9 +26,10 @@ from copilot.environment import environment
 from copilot.ops.rectify import check_choice
 from copilot.ops.reference import at_target, predicted_mistake
 from copilot.pair import PilotCopilotModel
+from copilot.tap import decoder_layers
 
 STRENGTHS = [step / 10 for step in range(1, 11)]
-SOURCES = ("training", "final", "cross_fitted", "another")
+SOURCES = ("training", "final", "both", "cross_fitted", "another")
 ANOTHER = 1000  # what is added to a seed
 TASKS = {"written_answers": WrittenAnswers, "next_item": NextItem}
 
@@ -40,14 +41,17 @@ class Arm:
     Attributes:
         design: arguments of `from_pilot`.
         mistakes: whose it learns from: those of the Pilot in "training", at that time; of the "final" Pilot, on its
-            training rows (the paper's "Latest"); "cross_fitted": of two Pilots, each trained as long on one half of the
-            rows, on the half it was not trained on; or of "another" Pilot, in its training with another seed.
+            training rows (the paper's "Latest"); of "both", one after the other; "cross_fitted": of two Pilots, each
+            trained as long on one half of the rows, on the half it was not trained on; or of "another" Pilot, in its
+            training with another seed.
+        final_pass: how long it learns from the final Pilot, as a share of the Pilot's steps.
         learning_rate, updates, log_rounds: see `training.Student`; no rate takes the experiment's.
         write: whether it also writes its answers freely.
     """
 
     design: dict[str, Any] = field(default_factory=dict)
     mistakes: str = "training"
+    final_pass: float = 1.0
     learning_rate: float | None = None
     updates: int = 1
     log_rounds: int = 128
@@ -81,6 +85,7 @@ class Experiment:
         kind: a key of `TASKS`.
         task: further fields of that class.
         batch_size, learning_rate, copilot_learning_rate, warmup: of every training; warmup as a share of its steps.
+        compile: whether decoder layers, of Pilots and Copilots, are compiled for training.
         arms: by name.
         points: by name.
     """
@@ -93,6 +98,7 @@ class Experiment:
     warmup: float
     arms: dict[str, Arm]
     points: dict[str, Point]
+    compile: bool = False
 
     @classmethod
     def read(cls, path: str | Path) -> Experiment:
@@ -113,6 +119,10 @@ class Run:
     def train(self, teachers: list[Teacher], students: dict[str, Student], steps: int) -> dict[str, float]:
         of = self.experiment
         shared = {"batch_size": of.batch_size, "learning_rate": of.learning_rate, "warmup": of.warmup}
+        if of.compile:
+            for pair in [teacher.pair for teacher in teachers] + [student.pair for student in students.values()]:
+                compile_layers(decoder_layers(pair.pilot))
+                compile_layers(pair.copilot.layers)
         return train(teachers, students, self.task.collate, steps=steps, seed=self.seed, **shared)
 
     def student(self, arm: Arm, pair: PilotCopilotModel) -> Student:
@@ -124,18 +134,23 @@ class Run:
         arms = {name: self.experiment.arms[name] for name in self.point.arms}
         pairs = self.task.pairs({name: arm.design for name, arm in arms.items()}, self.seed)
         first = next(iter(pairs.values()))
-        by_source: dict[str, dict[str, Student]] = {source: {} for source in SOURCES}
-        for name, arm in arms.items():
-            by_source[arm.mistakes][name] = self.student(arm, pairs[name])
-        seconds = {"training": self.train([Teacher(first, learns=self.rows)], by_source["training"], self.steps)}
-        if students := by_source["final"]:
-            seconds["final"] = self.train([Teacher(first, shows=self.rows)], students, self.steps)
-        if students := by_source["cross_fitted"]:
+
+        def students_of(*sources: str) -> dict[str, Student]:
+            return {name: self.student(arm, pairs[name]) for name, arm in arms.items() if arm.mistakes in sources}
+
+        learning = Teacher(first, learns=self.rows)
+        seconds = {"training": self.train([learning], students_of("training", "both"), self.steps)}
+        after = students_of("final", "both")
+        for share in sorted({arms[name].final_pass for name in after}):
+            students = {name: student for name, student in after.items() if arms[name].final_pass == share}
+            steps = round(self.steps * share)
+            seconds[f"final {share:g}"] = self.train([Teacher(first, shows=self.rows)], students, steps)
+        if students := students_of("cross_fitted"):
             halves = [self.rows.shard(2, index) for index in range(2)]
             pilots = [self.task.pairs({"half": {"layers": 2}}, self.seed)["half"] for _ in halves]
             teachers = [Teacher(pilots[index], halves[index], halves[1 - index]) for index in range(2)]
             seconds["cross_fitted"] = self.train(teachers, students, self.steps)
-        if students := by_source["another"]:
+        if students := students_of("another"):
             other = self.task.pairs({"other": {"layers": 2}}, self.seed + ANOTHER)["other"]
             teacher = Teacher(other, learns=self.task.rows(self.seed + ANOTHER))
             seconds["another"] = self.train([teacher], students, self.steps)
@@ -164,11 +179,14 @@ class Run:
         seconds = self.train([Teacher(pair, learns=self.rows)], {}, self.steps)
         return {"seconds": {"training": seconds}, **self.measure(pairs)}
 
+    @torch.compiler.set_stance("force_eager")
     def measure(self, pairs: dict[str, PilotCopilotModel], write: set[str] | None = None) -> dict[str, Any]:
         """Scores of the Pilot and, unless `write` is None, of every pair at its lambda*; those named also write."""
         first = next(iter(pairs.values()))
         compared = pairs if write is None else {"pilot": first, **pairs}
-        seen = {split: self.task.held_out(split).collect(compared) for split in ("validation", "held_out")}
+        temperatures = [] if write is None else TEMPERATURES
+        splits = ("validation", "held_out")
+        seen = {split: self.task.held_out(split).collect(compared, temperatures) for split in splits}
         arms: dict[str, Any] = {}
         for name, pair in compared.items():
             config, validation, tested = pair.config, seen["validation"].held[name], seen["held_out"].held[name]
@@ -237,9 +255,9 @@ def _correction(part: Held, edges: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def extra_time(seconds: dict[str, dict[str, float]], arm: str) -> float:
     """What an arm took, its own teachers included, as a share of the time of the Pilot that it corrects."""
-    spent = next(spent for spent in seconds.values() if arm in spent)
-    teachers = 0.0 if spent is seconds["training"] else spent["pilot"]
-    return (spent[arm] + teachers) / seconds["training"]["pilot"]
+    own = sum(spent.get(arm, 0.0) for spent in seconds.values())
+    teachers = sum(spent["pilot"] for stage, spent in seconds.items() if arm in spent and stage != "training")
+    return (own + teachers) / seconds["training"]["pilot"]
 
 
 def task_of(experiment: Experiment, data: str, pilot: str | None) -> WrittenAnswers | NextItem:

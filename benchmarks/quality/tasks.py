@@ -50,10 +50,10 @@ class HeldOut:
         self.batches = DataLoader(by_length, BATCH, collate_fn=collate)
 
     @torch.no_grad()
-    def collect(self, pairs: dict[str, PilotCopilotModel]) -> Collected:
-        """One pass of the Pilot that the pairs share."""
+    def collect(self, pairs: dict[str, PilotCopilotModel], temperatures: Sequence[float] = ()) -> Collected:
+        """One pass of the Pilot that the pairs share; its own scores at each temperature."""
         held: dict[str, list[Held]] = {name: [] for name in pairs}
-        tempered: dict[float, list[Scores]] = {temperature: [] for temperature in TEMPERATURES}
+        tempered: dict[float, list[Scores]] = {temperature: [] for temperature in temperatures}
         first = next(iter(pairs.values()))
         for pair in pairs.values():
             pair.eval()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from copilot import MistakeLog
 from copilot.loss import PilotPass, copilot_loss, pilot_loss
 from copilot.pair import PilotCopilotModel
 
+WARM_UP_STEPS = 8
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
@@ -60,13 +62,12 @@ class Student:
 
 @dataclass
 class Optimizer:
-    """AdamW on the trainable parameters of a model, one cosine schedule, and the seconds that its steps took."""
+    """AdamW on the trainable parameters of a model, and one cosine schedule."""
 
     model: nn.Module
     learning_rate: float
     steps: int
     warmup_steps: int
-    seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -79,6 +80,27 @@ class Optimizer:
         self.adam.step()
         self.schedule.step()
         self.adam.zero_grad()
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by name and step. The first steps, in which layers are compiled and memory is touched for the first
+    time, count like the others' mean.
+    """
+
+    steps: dict[str, list[float]] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str, step: int) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        spent = self.steps.setdefault(name, [])
+        spent += [0.0] * (step + 1 - len(spent))
+        spent[step] += time.perf_counter() - started
+
+    def totals(self) -> dict[str, float]:
+        warm = {name: spent[min(WARM_UP_STEPS, len(spent) // 2) :] for name, spent in self.steps.items()}
+        return {name: sum(spent) / len(spent) * len(self.steps[name]) for name, spent in warm.items()}
 
 
 def length_grouped(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
@@ -138,7 +160,7 @@ def train(
         copilots[name] = Optimizer(student.pair.copilot, student.learning_rate, count, round(warmup * count))
         student.pair.train()
         student.pair.mistake_log = MistakeLog(student.log_rounds, seed=seed)
-    pilot_seconds = 0.0
+    stopwatch = Stopwatch()
 
     def forward(pair: PilotCopilotModel, batches: Iterator[dict[str, Tensor]]) -> PilotPass:
         batch = {name: value.to(pair.device) for name, value in next(batches).items()}
@@ -149,36 +171,31 @@ def train(
     for step in bar:
         index = step % len(teachers)
         pair, pilot = teachers[index].pair, pilots[index]
-        started = time.perf_counter()
-        if shown[index]:
-            pair.pilot.eval()
-            with torch.no_grad():
-                passed = forward(pair, shown[index])
-            pair.pilot.train()
-        if learned[index]:
-            own = forward(pair, learned[index])
-            with autocast(pair):
-                loss = pilot_loss(own.supervised_logits(), own.supervision, 1)[0].mean()
-            passed = passed if shown[index] else own
+        with stopwatch("pilot", step):
+            if shown[index]:
+                pair.pilot.eval()
+                with torch.no_grad():
+                    passed = forward(pair, shown[index])
+                pair.pilot.train()
+            if learned[index]:
+                own = forward(pair, learned[index])
+                with autocast(pair):
+                    loss = pilot_loss(own.supervised_logits(), own.supervision, 1)[0].mean()
+                passed = passed if shown[index] else own
         rounds = {}
-        pilot_seconds += time.perf_counter() - started
         for name, student in students.items():
-            started = time.perf_counter()
-            with autocast(student.pair), torch.no_grad():
+            with stopwatch(name, step), autocast(student.pair), torch.no_grad():
                 rounds[name] = student.pair.round_of(passed)[1]
-            copilots[name].seconds += time.perf_counter() - started
         if pilot:
-            started = time.perf_counter()
-            pilot.step(loss)
-            pilot_seconds += time.perf_counter() - started
+            with stopwatch("pilot", step):
+                pilot.step(loss)
             bar.set_postfix(ce=loss.item(), refresh=False)
         for name, round_ in rounds.items():
-            started = time.perf_counter()
-            learn(students[name], round_, copilots[name])
-            copilots[name].seconds += time.perf_counter() - started
+            with stopwatch(name, step):
+                learn(students[name], round_, copilots[name])
     for student in students.values():
         student.pair.mistake_log = None
-    return {"pilot": pilot_seconds} | {name: copilot.seconds for name, copilot in copilots.items()}
+    return stopwatch.totals()
 
 
 def learn(student: Student, round_: Any, copilot: Optimizer) -> None:
