@@ -93,8 +93,7 @@ def prepare_dataset(
 class DataCollator:
     """Pads rows of `prepare_dataset` to one batch.
 
-    Decoder-only rows are padded on the left: supervised tokens, at the end of their rows, then end together, and the
-    Pilot's vocabulary projection can be restricted to the last positions. Encoder-decoder rows are padded on the right.
+    Decoder-only rows are padded on the left, as in generation; encoder-decoder rows on the right.
 
     Args:
         pad_token_id: any valid token id; padded positions are masked and not supervised.

@@ -123,7 +123,9 @@ def build(pilot: str) -> tuple[PilotCopilotForCausalLM, Any]:
 def time_training(pair: PilotCopilotForCausalLM, tokenizer: Any, problems: list[Example]) -> Timing:
     """Training steps of the Pilot alone and of the pair, in turns, at learning rate 0: nothing is changed."""
     rows = prepare_dataset(to_rows(problems), tokenizer)
-    batch = {name: tensor.to(pair.device) for name, tensor in DataCollator(tokenizer.pad_token_id)(list(rows)).items()}
+    batch: dict[str, Any] = {
+        name: tensor.to(pair.device) for name, tensor in DataCollator(tokenizer.pad_token_id)(list(rows)).items()
+    }
     rates = dict.fromkeys(("learning_rate", "copilot_learning_rate", "weight_decay", "copilot_weight_decay"), 0.0)
     groups = parameter_groups(pair, **rates)
     of_pilot, of_pair = (torch.optim.AdamW(part, fused=True) for part in (groups[:2], groups))
@@ -132,7 +134,7 @@ def time_training(pair: PilotCopilotForCausalLM, tokenizer: Any, problems: list[
 
     def pilot_loss() -> Tensor:
         passed = pair.pilot_pass(**batch)
-        return nn.functional.cross_entropy(passed.supervised_logits().float(), passed.supervision.target)
+        return nn.functional.cross_entropy(passed.logits.float(), passed.supervision.target)
 
     def step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
         with torch.autocast(pair.device.type, torch.bfloat16, enabled=bfloat16_is_fast()):

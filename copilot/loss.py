@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,6 +54,11 @@ class Supervision:
         visible = context.sum(1, keepdim=True).expand_as(labels)[source]
         return cls(source, labels[source], context, visible).checked(labels)
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """(M,) int64: where the supervised positions are among the flattened B * S."""
+        return self.source.flatten().nonzero().squeeze(1)
+
     def checked(self, labels: Tensor) -> Supervision:
         """Self, or a ValueError when nothing is supervised."""
         if len(self.target) == 0:
@@ -65,11 +71,12 @@ class PilotPass:
     """A forward of the Pilot over a labelled batch, and all that a round needs of it.
 
     Attributes:
-        logits: (B, n, V) at the last n positions, with gradient.
-        supervision: of the whole batch.
-        tapped: states of the same forward, at least the last n positions.
+        logits: (M, V) at the supervised positions, with gradient; the backward of `pilot_loss` overwrites them.
+        supervision: of the batch.
+        tapped: states of the same forward.
         context_ids: (T,) packed input ids of X~, when it can be recomputed from them; else None.
         context: (T, d) packed X~ itself; else None.
+        every_logits: (B, S, V) at every position, when asked for; no memory shared with `logits`.
     """
 
     logits: Tensor
@@ -77,27 +84,18 @@ class PilotPass:
     tapped: Tapped
     context_ids: Tensor | None
     context: Tensor | None
-
-    def supervised_rows(self, positions: int) -> Tensor:
-        """(M,) int64: where the supervised positions are in a flattened tensor (B, positions, ...) of the last ones."""
-        return self.supervision.source[:, -positions:].flatten().nonzero().squeeze(1)
-
-    def supervised_logits(self) -> Tensor:
-        """(M, V), a new copy each time."""
-        return self.logits.flatten(0, 1)[self.supervised_rows(self.logits.shape[1])]
+    every_logits: Tensor | None = None
 
     def pooled(self, pooling: str) -> Tensor:
         """(M, d) Pool of Eq. 6 at the supervised positions."""
-        hidden = self.tapped.hidden
-        return pool_layers(hidden, self.supervised_rows(hidden[0].shape[1]), pooling=pooling)
+        return pool_layers(self.tapped.hidden, self.supervision.rows, pooling=pooling)
 
 
 def pilot_loss(logits: Tensor, supervision: Supervision, k: int | None) -> tuple[Tensor, Mistakes]:
     """Cross-entropy of the supervised tokens and their mistakes.
 
     Args:
-        logits: (M, V) the Pilot's logits at the supervised positions, a copy for this call: the backward may overwrite
-            it (`PilotPass.supervised_logits` makes a new one each time).
+        logits: (M, V) the Pilot's logits at the supervised positions; the backward may overwrite them.
         supervision: of the same batch.
         k: how many of the Pilot's most likely tokens to keep; None keeps all.
 

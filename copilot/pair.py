@@ -58,7 +58,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         strength = self._resolve_strength(strength)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": position_ids}
         if labels is not None:
-            passed = self.pilot_pass(labels, attention_mask=attention_mask, **inputs)
+            passed = self.pilot_pass(labels, attention_mask=attention_mask, every_position=not self.training, **inputs)
             return self.losses(passed, strength, num_items_in_batch)
         if strength == 0:
             pilot_cache = None if past_key_values is None else past_key_values.pilot
@@ -92,24 +92,26 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        every_position: bool = False,
     ) -> PilotPass:
-        """The Pilot's forward over a labelled batch; for the arguments see `forward`."""
+        """The Pilot's forward over a labelled batch.
+
+        Args:
+            labels, input_ids, inputs_embeds, attention_mask, position_ids: see `forward`.
+            every_position: also keep the logits of positions that are not supervised.
+        """
         supervision = Supervision.causal(labels, attention_mask)
-        # From the first supervised position on; in eval mode the caller gets logits for every position.
-        keep = labels.shape[1] - int(supervision.source.any(0).int().argmax()) if self.training else labels.shape[1]
-        with self.tap() as tapped:
-            outputs = self.pilot(
-                input_ids=input_ids,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                logits_to_keep=keep,
-                use_cache=False,
-            )
+        _, kept = self._run_pilot(
+            supervision,
+            every_position,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+        )
         if input_ids is not None and embedding_is_frozen(self.pilot):
-            return PilotPass(outputs.logits, supervision, tapped, input_ids[supervision.context], None)
-        assert tapped.embedding is not None
-        return PilotPass(outputs.logits, supervision, tapped, None, tapped.embedding[supervision.context])
+            return PilotPass(**kept, context_ids=input_ids[supervision.context], context=None)
+        return PilotPass(**kept, context_ids=None, context=kept["tapped"].embedding[supervision.context])
 
 
 class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
@@ -159,7 +161,8 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
             "encoder_outputs": encoder_outputs,
         }
         if labels is not None:
-            return self.losses(self.pilot_pass(labels, **inputs), strength, num_items_in_batch)
+            passed = self.pilot_pass(labels, every_position=not self.training, **inputs)
+            return self.losses(passed, strength, num_items_in_batch)
         decoder_inputs = {
             "decoder_input_ids": decoder_input_ids,
             "decoder_attention_mask": decoder_attention_mask,
@@ -183,18 +186,27 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
+        every_position: bool = False,
     ) -> PilotPass:
-        """The Pilot's forward over a labelled batch; for the arguments see `forward`."""
-        with self.tap() as tapped:
-            outputs = self.pilot(
-                input_ids=input_ids,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                encoder_outputs=encoder_outputs,
-                decoder_input_ids=self.pilot.prepare_decoder_input_ids_from_labels(labels),
-                use_cache=False,
-            )
+        """The Pilot's forward over a labelled batch.
+
+        Args:
+            labels, input_ids, inputs_embeds, attention_mask, encoder_outputs: see `forward`.
+            every_position: also keep the logits of positions that are not supervised.
+        """
+        if attention_mask is None:
+            given = inputs_embeds if input_ids is None else input_ids
+            given = encoder_outputs[0] if given is None else given
+            attention_mask = torch.ones(given.shape[:2], dtype=torch.int64, device=given.device)
+        supervision = Supervision.sequence_to_sequence(labels, attention_mask.bool())
+        outputs, kept = self._run_pilot(
+            supervision,
+            every_position,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            encoder_outputs=encoder_outputs,
+            decoder_input_ids=self.pilot.prepare_decoder_input_ids_from_labels(labels),
+        )
         context = outputs.encoder_last_hidden_state.detach()
-        real = torch.ones_like(context[..., 0]) if attention_mask is None else attention_mask
-        supervision = Supervision.sequence_to_sequence(labels, real.bool())
-        return PilotPass(outputs.logits, supervision, tapped, None, context[supervision.context])
+        return PilotPass(**kept, context_ids=None, context=context[supervision.context])

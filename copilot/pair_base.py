@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,11 +20,11 @@ from copilot.building import build_copilot, check_attachable
 from copilot.cache import CopilotCache
 from copilot.config import CopilotConfig
 from copilot.generation import RectifiedGeneration
-from copilot.loss import PilotPass, copilot_loss, pilot_loss, predict
+from copilot.loss import PilotPass, Supervision, copilot_loss, pilot_loss, predict
 from copilot.mistake_log import MistakeLog, Round
 from copilot.model import CopilotModel
 from copilot.ops import Mistakes
-from copilot.tap import PilotTap, embed
+from copilot.tap import PilotTap, embed, logits_only_at
 
 
 @dataclass
@@ -191,6 +192,19 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
     # Training and teacher-forced scoring.
 
+    def _run_pilot(self, supervision: Supervision, every_position: bool, **inputs: Any) -> tuple[Any, dict[str, Any]]:
+        """The Pilot's output for a labelled batch, and what a `PilotPass` keeps of it.
+
+        Its vocabulary projection, at these sizes a large part of a step, sees the supervised positions only.
+        """
+        rows = supervision.rows
+        with self.tap() as tapped, nullcontext() if every_position else logits_only_at(self.pilot, rows):
+            outputs = self.pilot(**inputs, use_cache=False)
+        kept: dict[str, Any] = {"supervision": supervision, "tapped": tapped}
+        if every_position:
+            return outputs, kept | {"logits": outputs.logits.flatten(0, 1)[rows], "every_logits": outputs.logits}
+        return outputs, kept | {"logits": outputs.logits[0]}
+
     def round_of(self, passed: PilotPass) -> tuple[Tensor, Round]:
         """What one forward of the Pilot teaches: its losses (M,), with gradient, and the round for the log, without.
 
@@ -198,7 +212,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             FloatingPointError: the logits give a loss that is not finite.
         """
         supervision = passed.supervision
-        losses, mistakes = pilot_loss(passed.supervised_logits(), supervision, self.config.candidates)
+        losses, mistakes = pilot_loss(passed.logits, supervision, self.config.candidates)
         round_ = Round(
             mistakes=mistakes,
             hidden=passed.pooled(self.config.pooling),
@@ -212,24 +226,22 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
     def losses(self, passed: PilotPass, strength: float, num_items_in_batch: Tensor | int | None) -> PairOutput:
         """Both losses of a batch from the Pilot's forward; see `forward`."""
-        logits = passed.logits
         losses, round_ = self.round_of(passed)
         mistakes = round_.mistakes
         if self.training and self.mistake_log is not None:
             self.mistake_log.append(round_)
-            round_ = self.mistake_log.draw(logits.device)
+            round_ = self.mistake_log.draw(losses.device)
         delta = self.predict(round_)
         of_copilot = copilot_loss(self.copilot, round_.mistakes, delta)
         of_pilot = losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
         output = PairOutput(loss=of_pilot + of_copilot, pilot_loss=of_pilot, copilot_loss=of_copilot)
-        if not self.training:
-            output = replace(output, mistakes=mistakes, delta=delta)
-            rows = passed.supervised_rows(logits.shape[1])
-            output.logits = self._scored(logits, rows, mistakes, delta, strength)
-        return output
+        if passed.every_logits is None:
+            return output
+        logits = self._scored(passed.every_logits, passed.supervision.rows, mistakes, delta, strength)
+        return replace(output, logits=logits, mistakes=mistakes, delta=delta)
 
     def _scored(self, logits: Tensor, rows: Tensor, mistakes: Mistakes, delta: Tensor, strength: float) -> Tensor:
-        """(B, n, V): log p~ in the supervised rows and the Pilot's log p^ in the others; raw logits at strength 0."""
+        """(B, S, V): log p~ in the supervised rows and the Pilot's log p^ in the others; raw logits at strength 0."""
         if strength == 0:
             return logits
         scored = torch.log_softmax(logits.float(), dim=-1).flatten(0, 1)

@@ -82,6 +82,25 @@ class PilotTap:
                 handle.remove()
 
 
+@contextmanager
+def logits_only_at(pilot: PreTrainedModel, rows: Tensor) -> Iterator[None]:
+    """Restrict the Pilot's vocabulary projection to some positions: its logits come out as (1, M, V).
+
+    Args:
+        rows: (M,) int64, where those positions are among the flattened B * S of the batch.
+    """
+
+    def pick(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states, *others = args
+        return states.flatten(0, 1).index_select(0, rows)[None], *others
+
+    handle = pilot.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def embedding_is_frozen(pilot: PreTrainedModel) -> bool:
     """Whether X~ of a decoder-only Pilot can be recomputed from its input ids at any later time."""
     return not any(parameter.requires_grad for parameter in pilot.get_input_embeddings().parameters())

@@ -222,16 +222,29 @@ def test_the_pilots_loss_never_reaches_the_copilot(kind, table):
 
 
 @both_kinds
-def test_the_backward_leaves_the_logits_of_the_pilot_alone(kind):
+def test_the_backward_leaves_the_logits_that_are_returned_alone(kind):
     """It writes over a copy of the supervised ones."""
-    pair = random_pair(kind).train()
-    passed = pair.pilot_pass(**batch_of_rows(kind, ROWS))
-    before = passed.logits.detach().clone()
-    pair.losses(passed, 1.0, None).loss.backward()
-    assert torch.equal(passed.logits, before)
+    output = random_pair(kind).eval()(**batch_of_rows(kind, ROWS), strength=0)
+    before = output.logits.detach().clone()
+    output.loss.backward()
+    assert torch.equal(output.logits, before)
 
 
-@both_kinds
+@families
+def test_in_training_the_vocabulary_projection_sees_supervised_positions_only(kind):
+    pair, batch = random_pair(kind).train(), batch_of_rows(kind, ROWS)
+    seen = []
+    pair.pilot.get_output_embeddings().register_forward_hook(lambda _module, args, _out: seen.append(args[0].shape))
+    passed = pair.pilot_pass(**batch)
+    assert seen == [(1, sum(len(answer) for _, answer in ROWS), pair.config.pilot_hidden_size)]
+    everywhere = pair.pilot_pass(**batch, every_position=True)
+    assert seen[1][:2] == passed.supervision.source.shape
+    torch.testing.assert_close(passed.logits, everywhere.logits, atol=1e-5, rtol=1e-5)
+    pair.pilot_pass(**batch)
+    assert seen[2] == seen[0]
+
+
+@families
 def test_the_pilot_learns_as_if_there_were_no_copilot(kind):
     pair = random_pair(kind).train()
     batch = batch_of_rows(kind, ROWS)

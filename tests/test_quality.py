@@ -291,7 +291,7 @@ def test_tempered_scores_are_those_of_the_pilots_softmax_at_that_temperature(
     (batch,) = held_out.batches
     with quality.training.autocast(pair), torch.no_grad():
         passed = pair.pilot_pass(**batch)
-    prob = (passed.supervised_logits().double() / 2.0).softmax(-1)
+    prob = (passed.logits.double() / 2.0).softmax(-1)
     truth = torch.nn.functional.one_hot(passed.supervision.target, prob.shape[1])
     brier, nll = seen.tempered[2.0].per_token()
     assert brier == pytest.approx((prob - truth).square().sum(1).mean().item(), rel=1e-4)

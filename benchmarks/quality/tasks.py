@@ -70,7 +70,7 @@ class HeldOut:
 def tempered_scores(passed: PilotPass, temperature: float) -> Scores:
     """Scores of softmax(z / temperature): the one-parameter correction that every fine-tuned model can have."""
     target, lengths = passed.supervision.target, passed.supervision.source.sum(1)
-    log_prob = (passed.supervised_logits().float() / temperature).log_softmax(-1)
+    log_prob = (passed.logits.float() / temperature).log_softmax(-1)
     of_target = log_prob.gather(1, target[:, None]).squeeze(1)
     missed = log_prob.argmax(1) != target
     brier = log_prob.exp().square().sum(1) - 2 * of_target.exp() + 1

@@ -180,7 +180,7 @@ def train(
             if learned[index]:
                 own = forward(pair, learned[index])
                 with autocast(pair):
-                    loss = pilot_loss(own.supervised_logits(), own.supervision, 1)[0].mean()
+                    loss = pilot_loss(own.logits, own.supervision, 1)[0].mean()
                 passed = passed if shown[index] else own
         rounds = {}
         for name, student in students.items():
