@@ -224,6 +224,18 @@ def test_a_row_does_not_depend_on_its_batch(rectifier, fusion, k):
         assert torch.equal(alone[0], whole[row])
 
 
+@pytest.mark.parametrize("k", [None, 32])
+@pytest.mark.parametrize("v", [65536, 65535])
+def test_a_result_larger_than_the_caches_is_exactly_that_of_its_parts(v, k):
+    """It is written past them; where a row starts at an odd address, it is not."""
+    logits, delta, index = random_case(80, v, k)
+    whole = in_kernel(logits, delta, 0.4, index, MODES[0])
+    assert whole.numel() * whole.element_size() > 16 * 2**20
+    for rows in (slice(0, 40), slice(40, 80)):
+        part = in_kernel(logits[rows], delta[rows], 0.4, None if index is None else index[rows], MODES[0])
+        assert torch.equal(part, whole[rows])
+
+
 @modes
 def test_the_order_of_the_candidates_does_not_matter(rectifier, fusion):
     mode = rectifier, fusion

@@ -133,6 +133,17 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
         assert found["arms"][name]["grid"]["1.0"][0] != pytest.approx(of_pilot, abs=1e-4)
 
 
+def test_a_stopwatch_adds_up_steps_and_ignores_outliers(quality: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 9.0, 10.0, 11.0, 11.0, 12.0, 20.0, 22.0, 22.0, 24.0])
+    monkeypatch.setattr(quality.training.time, "perf_counter", lambda: next(times))
+    stopwatch = quality.training.Stopwatch()
+    for name, step in (("pilot", 0), ("pilot", 1), ("pilot", 1), ("pilot", 2), ("pair", 2)):
+        with stopwatch(name, step):
+            pass
+    assert stopwatch.spent == {"pilot": [9.0, 2.0, 2.0], "pair": [0.0, 0.0, 2.0]}
+    assert stopwatch.totals() == {"pilot": 6.0, "pair": 0.0}
+
+
 def test_a_run_goes_on_where_it_stopped(
     quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: str, pilot: str
 ) -> None:

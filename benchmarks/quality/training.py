@@ -4,6 +4,7 @@ mistakes than those of the Pilot they belong to.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from copilot import MistakeLog
 from copilot.loss import PilotPass, copilot_loss, pilot_loss
 from copilot.pair import PilotCopilotModel
 
-WARM_UP_STEPS = 8
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
@@ -84,23 +84,21 @@ class Optimizer:
 
 @dataclass
 class Stopwatch:
-    """Seconds by name and step. The first steps, in which layers are compiled and memory is touched for the first
-    time, count like the others' mean.
-    """
+    """Seconds by name and step."""
 
-    steps: dict[str, list[float]] = field(default_factory=dict)
+    spent: dict[str, list[float]] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, name: str, step: int) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        spent = self.steps.setdefault(name, [])
-        spent += [0.0] * (step + 1 - len(spent))
-        spent[step] += time.perf_counter() - started
+        by_step = self.spent.setdefault(name, [])
+        by_step += [0.0] * (step + 1 - len(by_step))
+        by_step[step] += time.perf_counter() - started
 
     def totals(self) -> dict[str, float]:
-        warm = {name: spent[min(WARM_UP_STEPS, len(spent) // 2) :] for name, spent in self.steps.items()}
-        return {name: sum(spent) / len(spent) * len(self.steps[name]) for name, spent in warm.items()}
+        """Of all steps at their median: what a step takes beside compiling and the machine's other work."""
+        return {name: statistics.median(by_step) * len(by_step) for name, by_step in self.spent.items()}
 
 
 def length_grouped(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
@@ -143,7 +141,7 @@ def train(
         warmup: share of the steps in which every learning rate rises.
 
     Returns:
-        Seconds spent on the teachers ("pilot") and on each student.
+        Seconds spent on the teachers ("pilot") and on each student; see `Stopwatch.totals`.
     """
     own_steps = [len(range(index, steps, len(teachers))) for index in range(len(teachers))]
     pilots, learned, shown = [], [], []

@@ -345,16 +345,24 @@ inline void write_row(const Rectify& job, int64_t row, int64_t first, int64_t la
     const Chunk chunk = chunk_at(job, at);
     const float* z = logits_of(job, row, chunk, logits_buffer);
     float* to = chunk.count == kChunk ? out + chunk.start : out_buffer;
-    if (job.delta.data != nullptr) {
-      const float* delta = delta_of(job, row, chunk, delta_buffer);
-      for (int64_t i = 0; i < kChunk; i += kLanes) {
-        store(to + i, rectified(job, solution, load(z + i), load(delta + i)));
+    const auto write = [&](auto&& put) {
+      if (job.delta.data != nullptr) {
+        const float* delta = delta_of(job, row, chunk, delta_buffer);
+        for (int64_t i = 0; i < kChunk; i += kLanes) {
+          put(to + i, rectified(job, solution, load(z + i), load(delta + i)));
+        }
+      } else {
+        for (int64_t i = 0; i < kChunk; i += kLanes) put(to + i, load(z + i) - solution.max - solution.shift);
       }
+    };
+    if (job.streams && to != out_buffer && reinterpret_cast<uintptr_t>(to) % sizeof(Floats) == 0) {
+      write([](float* at, Floats value) { stream(at, value); });
     } else {
-      for (int64_t i = 0; i < kChunk; i += kLanes) store(to + i, load(z + i) - solution.max - solution.shift);
+      write([](float* at, Floats value) { store(at, value); });
     }
     if (to == out_buffer) std::memcpy(out + chunk.start, out_buffer, chunk.count * sizeof(float));
   }
+  if (job.streams) streamed();
   Candidates candidates = candidates_of(job, row);
   take_below(candidates, first * kChunk);
   by_lanes(take_below(candidates, last * kChunk), [&](const int64_t* tokens, Floats delta, int64_t count) {

@@ -61,6 +61,25 @@ inline Floats load(const Float16* from) {
 
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof(value)); }
 
+// Past the caches, to a multiple of a vector's size; `streamed` brings it before all that is stored later.
+inline void stream(float* to, Floats value) {
+#if defined(__x86_64__) && COPILOT_LANES == 16
+  _mm512_stream_ps(to, bits<__m512>(value));
+#elif defined(__x86_64__) && COPILOT_LANES == 8
+  _mm256_stream_ps(to, bits<__m256>(value));
+#elif defined(__x86_64__)
+  _mm_stream_ps(to, bits<__m128>(value));
+#else
+  store(to, value);
+#endif
+}
+
+inline void streamed() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 inline void store(BFloat16* to, Floats value) {
   Words word = bits<Words>(value);
   Words rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;

@@ -26,6 +26,8 @@ inline std::vector<Candidate> candidates_of(const RectifyInputs& inputs) {
   return candidates;
 }
 
+constexpr int64_t kStreamedBytes = 16 << 20;
+
 // A job of rectify without its `out`, and the passes that it takes. Its rows must outlive it.
 class RectifyWork {
  public:
@@ -88,6 +90,7 @@ class RectifyWork {
     Rectify job = job_;
     job.out = out;
     job.out_stride = out_stride;
+    job.streams = rows_ * out_stride * static_cast<int64_t>(sizeof(float)) > kStreamedBytes;
     return job;
   }
 
