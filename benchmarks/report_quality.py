@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from report_parts import NOT_MEASURED, Result, provenance, table
 
-from copilot.tasks import Interval, discounted_gains, paired_bootstrap
+from copilot.tasks import Interval, paired_bootstrap
 
 BASELINE = "pilot"
 # What an arm is, and the question that it answers.
@@ -22,6 +22,7 @@ ARMS = {
     "tempered": ("Pilot, softmax(z / T)", "is it more than calibration?"),
     "pair": ("Pilot + Copilot", "does it help?"),
     "by_confidence": ("Pilot + Copilot, λ by p^'s largest entry", "is one λ enough?"),
+    "dense": ("corrections of the whole vocabulary", "are 32 candidates too few?"),
     "literal": ("the paper's literal form", "does its text to the letter help?"),
     "fresh": ("without a log: each round once, at once", "does the log help?"),
     "recent": ("from the last 16 rounds, two at each step", "do old rounds mislead?"),
@@ -64,14 +65,6 @@ def per_token(arm: dict[str, Any], name: str) -> NDArray[np.float64] | None:
     return np.asarray(arm[name]) * tokens / tokens.mean()
 
 
-def hit(k: int) -> Metric:
-    return Metric(f"Hit@{k} ↑", lambda arm: np.asarray(arm["ranks"]) <= k if "ranks" in arm else None)
-
-
-def ndcg(k: int) -> Metric:
-    return Metric(f"NDCG@{k} ↑", lambda arm: discounted_gains(arm["ranks"], k) if "ranks" in arm else None)
-
-
 NLL = Metric("NLL ↓", lambda arm: per_token(arm, "nll"))
 METRICS = {
     "written_answers": [
@@ -80,7 +73,11 @@ METRICS = {
         Metric("Brier score ↓", lambda arm: per_token(arm, "brier")),
         NLL,
     ],
-    "next_item": [hit(10), ndcg(10), NLL],
+    "next_item": [
+        Metric("Hit@10 ↑", lambda arm: per_token(arm, "hit@10")),
+        Metric("NDCG@10 ↑", lambda arm: per_token(arm, "ndcg@10")),
+        NLL,
+    ],
 }
 
 Arms = dict[str, list[Result]]  # by name, one a seed

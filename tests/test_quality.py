@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import random
 import sys
 from pathlib import Path
@@ -339,9 +340,30 @@ def test_next_items_are_ranked_among_all_items(
     arms = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]
     assert arms.keys() == {"pilot", "pair", "tempered"}
     for arm in (arms["pilot"], arms["pair"]):
-        assert len(arm["ranks"]) == 12
-        assert all(1 <= rank <= 29 for rank in arm["ranks"])
-        assert len(set(arm["ranks"])) > 1
+        assert len(arm["hit@10"]) == len(arm["ndcg@10"]) == len(arm["nll"]) == 2  # a fifth of twelve users
+        assert all(0 <= gain <= hit <= 1 for gain, hit in zip(arm["ndcg@10"], arm["hit@10"], strict=True))
+
+
+def test_an_item_is_ranked_by_how_many_score_higher(quality: Any, sequences: str) -> None:
+    task = quality.tasks.NextItem(data=sequences)
+    pair = task.pairs({"pair": {"layers": "all"}}, 0)["pair"].eval()
+    seen = task.held_out("held_out").collect({"pair": pair}).held["pair"]
+    found = task.judge(pair, scores(seen, 0.0, "simplex", "probability"), 0.0, False)
+    items = sorted(task.splits["held_out"], key=len)[0]
+    with torch.no_grad():
+        logits = pair.pilot(torch.tensor([items[:-1]])).logits[0]
+    logits[:, 0] = -torch.inf
+    place = [(logits[step].argsort(descending=True) == item).nonzero().item() for step, item in enumerate(items[1:])]
+    assert found["hit@10"][0] == pytest.approx(sum(at < 10 for at in place) / len(place), abs=1e-4)
+    gains = [1 / math.log2(at + 2) if at < 10 else 0.0 for at in place]
+    assert found["ndcg@10"][0] == pytest.approx(sum(gains) / len(place), abs=1e-4)
+
+
+def test_users_are_held_out_whole(quality: Any, sequences: str) -> None:
+    splits = quality.tasks.NextItem(data=sequences).splits
+    assert {name: len(users) for name, users in splits.items()} == {"held_out": 2, "validation": 1, "train": 9}
+    everyone = [tuple(items) for users in splits.values() for items in users]
+    assert len(set(everyone)) == 12
 
 
 def test_the_theorem_is_measured_over_seeds(
@@ -370,9 +392,8 @@ def test_the_experiments_ask_for_what_there_is(quality: Any, path: Path) -> None
     experiment = quality.run.Experiment.read(path)
     fields = {"data": "data"} | ({"pilot": "pilot"} if experiment.kind == "written_answers" else {})
     quality.run.TASKS[experiment.kind](**fields | experiment.task)
-    kind = "t5" if experiment.kind == "next_item" else "llama"
     for arm in experiment.arms.values():
-        fresh_pair(kind, **arm.design)
+        fresh_pair("llama", **arm.design)
         assert arm.mistakes in quality.run.SOURCES
     for point in experiment.points.values():
         assert set(point.arms) <= set(experiment.arms)

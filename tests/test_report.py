@@ -254,13 +254,13 @@ def test_the_figure_shows_differences_to_the_pilot_and_whether_they_are_better(r
     assert drawn["Brier score ↓"].get_color() == "#c2571a"
 
 
-def test_lastfm_counts_hits_and_discounts_gains(report: Any, tmp_path: Path) -> None:
-    pilot = {"strength": 0.0, "ranks": [1, 7, 100, 4000], "nll": [1.0] * 4, "tokens": [1] * 4, "validation": [0, 0]}
+def test_lastfm_weighs_users_by_their_items(report: Any, tmp_path: Path) -> None:
+    scores = {"hit@10": [1.0, 0.0], "ndcg@10": [0.5, 0.0], "nll": [1.0, 2.0], "tokens": [3, 1]}
     facts = {"settings": SETTINGS | {"kind": "next_item"}, "seconds": {"training": {"pilot": 1.0}}}
-    write(tmp_path / "quality" / "lastfm" / "best_seed0_copilots.json", facts | {"arms": {"pilot": pilot}})
-    hit10, gain10 = (cell.split()[0] for cell in cells(report.lastfm(tmp_path), "Pilot")[:2])
-    assert hit10 == "0.5000"
-    assert float(gain10) == pytest.approx((1 + 1 / np.log2(8)) / 4, abs=1e-4)
+    arms = {"pilot": scores | {"strength": 0.0, "validation": [0, 0]}}
+    write(tmp_path / "quality" / "lastfm" / "best_seed0_copilots.json", facts | {"arms": arms})
+    found = [cell.split()[0] for cell in cells(report.lastfm(tmp_path), "Pilot")[:3]]
+    assert found == ["0.7500", "0.3750", "1.2500"]
 
 
 def test_the_theorem_is_shown_with_where_the_error_falls(report: Any, tmp_path: Path) -> None:

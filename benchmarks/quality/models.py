@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from copilot.building import pick_layers
 from copilot.tap import decoder_layers
@@ -67,21 +67,20 @@ def compile_layers(layers: nn.ModuleList) -> None:
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
-def small_t5(vocab_size: int, seed: int) -> T5ForConditionalGeneration:
-    """2 + 2 layers of width 64, untrained; token 0 pads and starts."""
+def small_llama(vocab_size: int, seed: int) -> LlamaForCausalLM:
+    """2 layers of width 64, untrained, embeddings tied; token 0 pads."""
     torch.manual_seed(seed)
-    return T5ForConditionalGeneration(
-        T5Config(
+    return LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=vocab_size,
-            d_model=64,
-            d_kv=16,
-            d_ff=256,
-            num_layers=2,
-            num_decoder_layers=2,
-            num_heads=4,
-            dropout_rate=0.2,
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            attention_dropout=0.2,
+            tie_word_embeddings=True,
             pad_token_id=0,
-            decoder_start_token_id=0,
-            eos_token_id=0,
+            bos_token_id=None,
+            eos_token_id=None,
         )
     )

@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import add_lora, pretrained, small_t5
+from models import add_lora, pretrained, small_llama
 from torch.utils.data import DataLoader
 from training import autocast
 from transformers import AutoTokenizer
 
-from copilot import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
-from copilot.calibration import Held, Scores
+from copilot import PilotCopilotForCausalLM
+from copilot.calibration import Held, Scores, supervision_of
 from copilot.data import DataCollator, prepare_dataset
 from copilot.evaluation import evaluate, to_rows
 from copilot.loss import PilotPass
 from copilot.pair import PilotCopilotModel
-from copilot.tasks import Example, read_examples, read_item_sequences
+from copilot.tasks import Example, hit_at_k, ndcg_at_k, read_examples, read_item_sequences
 
 BATCH = 32  # rows a forward when measuring
-HISTORY = 50  # items before the one to predict
+HISTORY = 50  # items of a user
 TEMPERATURES = [0.6 + step / 10 for step in range(15)]
 BEAMS = {"greedy": 1, "4 beams": 4}
 
@@ -189,10 +189,11 @@ class WrittenAnswers:
 
 @dataclass(frozen=True)
 class NextItem:
-    """The next item of a sequence, and a small encoder-decoder Pilot trained from scratch.
+    """The next item of a sequence, and a small decoder-only Pilot trained from scratch.
 
-    Leave-one-out: a user's last item is held out, the one before it is for validation; every earlier one is learned
-    from what came before it. The one supervised token is the item.
+    Every item is predicted from those before it, as SASRec does (Kang and McAuley, arXiv:1808.09781), for users that no
+    model was trained on (strong generalisation: Liang et al., arXiv:1802.05814): a fifth of the users is held out, a
+    tenth is for validation.
 
     Attributes:
         data: a file with one user a line.
@@ -205,41 +206,48 @@ class NextItem:
         return read_item_sequences(self.data)
 
     @cached_property
+    def splits(self) -> dict[str, list[list[int]]]:
+        """Each user's most recent items."""
+        users = [list(items[-HISTORY:]) for items in self.sequences.items]
+        shuffled = [users[index] for index in np.random.default_rng(0).permutation(len(users))]
+        held_out, validation = round(0.2 * len(users)), round(0.1 * len(users))
+        return {
+            "held_out": shuffled[:held_out],
+            "validation": shuffled[held_out:][:validation],
+            "train": shuffled[held_out + validation :],
+        }
+
+    @cached_property
     def collate(self) -> DataCollator:
-        return DataCollator(0, is_encoder_decoder=True)
+        return DataCollator(0)
 
     def rows(self, seed: int) -> Any:
-        users = self.sequences.training_items()
-        rows = [self._row(items[:place], items[place]) for items in users for place in range(1, len(items))]
-        return prepare_dataset(rows, None, is_encoder_decoder=True)
+        """What every Pilot learns from, whatever its seed."""
+        return self.held_out_rows("train")
 
     def held_out_rows(self, split: str) -> Any:
-        steps = self.sequences.leave_one_out("test" if split == "held_out" else split)
-        rows = [self._row(step.history, step.target) for step in steps]
-        return prepare_dataset(rows, None, is_encoder_decoder=True)
+        return prepare_dataset([{"input_ids": items, "labels": items} for items in self.splits[split]], None)
 
     def held_out(self, split: str) -> HeldOut:
         return HeldOut(self.held_out_rows(split), self.collate)
 
-    def _row(self, history: Sequence[int], target: int) -> dict[str, list[int]]:
-        return {"input_ids": list(history[-HISTORY:]), "labels": [target]}
-
     def pairs(self, designs: dict[str, dict[str, Any]], seed: int) -> dict[str, PilotCopilotModel]:
         """Fresh pairs on one fresh Pilot."""
-        pilot = small_t5(self.sequences.n_items + 1, seed)
-        return {name: PilotCopilotForSeq2SeqLM.from_pilot(pilot, **design) for name, design in designs.items()}
+        pilot = small_llama(self.sequences.n_items + 1, seed)
+        return {name: PilotCopilotForCausalLM.from_pilot(pilot, **design) for name, design in designs.items()}
 
     @torch.no_grad()
     def judge(self, pair: PilotCopilotModel, found: Scores, strength: float, write: bool) -> dict[str, Any]:
-        """Rank of each user's true item among all items, from 1; items of equal probability share their ranks."""
-        ranks = []
+        """Per user: the teacher-forced scores, and the means of Hit@10 and NDCG@10 among all items."""
+        facts = per_example(found) | {"hit@10": [], "ndcg@10": []}
         for batch in self.held_out("held_out").batches:
-            prob = pair(**batch, strength=strength).logits[:, 0].float()
-            prob[:, 0] = -torch.inf  # padding is no item
-            true = prob.gather(1, batch["labels"])
-            ranks += (1 + (prob > true).sum(1) + ((prob == true).sum(1) - 1) // 2).tolist()
-        return {
-            "ranks": ranks,
-            "nll": [round(value, 5) for value in found.nll.tolist()],
-            "tokens": found.tokens.tolist(),
-        }
+            source = supervision_of(pair, batch)
+            score = pair(**batch, strength=strength).logits[source].float()
+            score[:, 0] = -torch.inf  # padding is no item
+            true = score.gather(1, batch["labels"].roll(-1, dims=1)[source][:, None])
+            # Items of equal score share their ranks.
+            rank = 1 + (score > true).sum(1) + ((score == true).sum(1) - 1) // 2
+            for ranks in rank.split(source.sum(1).tolist()):
+                facts["hit@10"].append(round(hit_at_k(ranks, 10), 5))
+                facts["ndcg@10"].append(round(ndcg_at_k(ranks, 10), 5))
+        return facts

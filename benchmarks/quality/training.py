@@ -24,8 +24,9 @@ Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
 def autocast(pair: PilotCopilotModel) -> torch.autocast:
-    """To bfloat16 for pretrained Pilots, in training and in measuring; the small ones stay in float32."""
-    return torch.autocast(pair.device.type, torch.bfloat16, enabled=not pair.config.is_encoder_decoder)
+    """To bfloat16, in training and in measuring, where the Pilot has weights of it (see `models.add_lora`)."""
+    rounded = any(parameter.dtype == torch.bfloat16 for parameter in pair.pilot.parameters())
+    return torch.autocast(pair.device.type, torch.bfloat16, enabled=rounded)
 
 
 @dataclass
