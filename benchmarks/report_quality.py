@@ -16,6 +16,7 @@ from report_parts import NOT_MEASURED, Result, provenance, table
 from copilot.tasks import Interval, paired_bootstrap
 
 BASELINE = "pilot"
+SAME_TIME = 0.05  # trainings whose times differ by less than this share are compared with one another
 # What an arm is, and the question that it answers.
 ARMS = {
     "pilot": ("Pilot", ""),
@@ -140,14 +141,45 @@ def quality_cell(metric: Metric, arm: list[Result], baseline: list[Result]) -> s
     cell = f"{np.mean(means):.{digits}f} ({min(means):.{digits}f}–{max(means):.{digits}f})"
     if arm is baseline:
         return cell
-    difference = f"{found.mean:+z.{digits}f} [{found.low:+z.{digits}f}, {found.high:+z.{digits}f}]"
-    return f"{cell}<br>{difference if found.low <= 0 <= found.high else f'**{difference}**'}"
+    return f"{cell}<br>{interval_cell(found, metric)}"
+
+
+def interval_cell(found: Interval, metric: Metric) -> str:
+    """A difference with its interval, bold if that excludes 0."""
+    digits = metric.digits
+    text = f"{found.mean:+z.{digits}f} [{found.low:+z.{digits}f}, {found.high:+z.{digits}f}]"
+    return text if found.low <= 0 <= found.high else f"**{text}**"
+
+
+def against_rivals(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
+    """A row for each Copilot and the Pilot without one that was trained about as long: its differences to that Pilot.
+
+    Where a rival has been measured in fewer seeds, or its metric has not, these alone are compared.
+    """
+    rows = []
+    rivals = {name: of_seeds for name, of_seeds in arms.items() if name.startswith("extra_compute")}
+    for name, of_seeds in arms.items():
+        if name in rivals or name in (BASELINE, "tempered", "by_confidence", "extra_parameters"):
+            continue
+        for rival, of_rival in rivals.items():
+            seeds = {result["seed"] for result in of_rival}
+            shared = [result for result in of_seeds if result["seed"] in seeds]
+            times = [float(np.mean([result["time"] for result in arm])) for arm in (of_seeds, of_rival)]
+            if not shared or abs(times[0] - times[1]) > SAME_TIME * times[1]:
+                continue
+            found = [compare(metric, shared, of_rival) for metric in metrics]
+            cells = ["" if c is None else interval_cell(c.difference, m) for c, m in zip(found, metrics, strict=True)]
+            title, against = (ARMS.get(arm, (arm, ""))[0] for arm in (name, rival))
+            if len(shared) < len(arms[BASELINE]):
+                title += f" ({plural(len(shared), 'seed')})"
+            rows.append([f"{title} − {against}", *cells, f"{times[0]:.2f} − {times[1]:.2f}"])
+    return rows
 
 
 def strengths(arm: list[Result]) -> str:
-    """λ* of each seed, or T where there is one."""
-    found = [f"T = {r['temperature']:.1f}" if "temperature" in r else f"{r.get('strength') or 0:.2f}" for r in arm]
-    return ", ".join(found) if any("temperature" in r or r.get("strength") for r in arm) else ""
+    """λ* of each seed of a Copilot, T where there is one."""
+    copilots = [f"{result['strength']:.2f}" for result in arm if "grid" in result]
+    return ", ".join(copilots or [f"T = {result['temperature']:.1f}" for result in arm if "temperature" in result])
 
 
 def read_quality(folder: Path, name: str) -> dict[str, list[Result]]:
@@ -182,6 +214,8 @@ def quality(folder: Path, name: str, about: str) -> str:
                 title += f" ({plural(len(of_seeds), 'seed')})"
             time = np.mean([result["time"] for result in of_seeds])
             cells = [quality_cell(metric, of_seeds, pilot) for metric in metrics]
+            if not any(cells):
+                continue
             rows.append([title + (f"<br>*{question}*" if question else ""), *cells, strengths(of_seeds), f"{time:.2f}"])
         epochs = plural(settings["points"][point]["epochs"], "epoch")
         validation = np.mean([result["validation"][1] for result in pilot])
@@ -192,6 +226,8 @@ def quality(folder: Path, name: str, about: str) -> str:
             *table(["", *(metric.title for metric in metrics), "λ*, by seed", "training time"], rows),
             "",
         ]
+        if versus := against_rivals(arms, metrics):
+            lines += [*table(["against a Pilot trained as long", *(m.title for m in metrics), "times"], versus), ""]
     everything = [result for results in by_point.values() for result in results]
     command = f"python benchmarks/quality/run.py benchmarks/quality/{name}.yaml {about}"
     seeds = " ".join(map(str, sorted({result["seed"] for result in everything})))
@@ -215,7 +251,7 @@ def theorem(folder: Path, name: str, about: str) -> str:
     quantities = result["quantities"]
     symbols = {"e_pilot": "e_P", "s_pilot": "s_P", "e_copilot": "e_C", "s_copilot": "s_C", "lambda_zero": "λ₀"}
     rows = [
-        [split, *(f"{found[key]:.3f}" for key in symbols), "yes" if found["holds"] else "no"]
+        [split, *(f"{found[key]:.4f}" for key in symbols), "yes" if found["holds"] else "no"]
         for split, found in (("validation", quantities["validation"]), ("held out", quantities["held_out"]))
     ]
     brier = dict(zip(result["strengths"], result["brier"], strict=True))

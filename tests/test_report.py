@@ -63,7 +63,7 @@ SETTINGS = {"kind": "written_answers", "points": {"best": {"epochs": 3}, "over-t
 
 def arm(exact: list[int], brier: list[float], tokens: list[int], strength: float = 0.0) -> dict[str, Any]:
     scores = {"exact": exact, "answers, greedy": exact, "brier": brier, "nll": brier, "tokens": tokens}
-    return scores | {"strength": strength, "validation": [0.1, 0.2]}
+    return scores | {"strength": strength, "validation": [0.1, 0.2]} | ({"grid": {}} if strength else {})
 
 
 def write_mawps(
@@ -218,6 +218,20 @@ def test_an_arm_of_fewer_seeds_says_so_and_is_compared_with_the_pilots_of_those(
     assert "+25.0 [" in cells(report.mawps(tmp_path), row)[0]
 
 
+def test_a_copilot_is_compared_with_the_pilot_that_was_trained_as_long(report: Any, tmp_path: Path) -> None:
+    scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
+    for seed in range(2):
+        write_mawps(tmp_path, seed, pilot=arm([0] * 4, **scores), pair=arm([1, 1, 1, seed], **scores))
+    for part, extra, exact in (("extra_compute", 0.2, [1, 0, 0, 0]), ("extra_compute_latest", 0.4, [1, 1, 1, 1])):
+        facts = {"seconds": {"training": {"pilot": 120.0}}, "arms": {part: arm(exact, **scores)}, "extra": extra}
+        write(tmp_path / "quality" / "mawps" / f"best_seed1_{part}.json", facts)
+    rows = [line for line in report.mawps(tmp_path).splitlines() if "−" in line]
+    assert len(rows) == 1
+    row = cells(report.mawps(tmp_path), "Pilot + Copilot (1 seed) − Pilot, trained longer")
+    assert row[0] == "**+75.0 [+25.0, +100.0]**"
+    assert row[-1] == "1.20 − 1.20"
+
+
 def test_an_arm_that_wrote_no_answers_has_an_empty_cell(report: Any, tmp_path: Path) -> None:
     one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
     silent = {name: value for name, value in one.items() if name != "answers, greedy"}
@@ -270,7 +284,7 @@ def test_the_theorem_is_shown_with_where_the_error_falls(report: Any, tmp_path: 
     quantities = {"validation": of_split, "held_out": of_split | {"holds": False}}
     write(tmp_path / "quality" / "theorem_lastfm.json", measured | {"quantities": quantities})
     text = report.theorem_lastfm(tmp_path)
-    assert cells(text, "validation") == ["0.900", "0.200", "0.800", "0.100", "1.250", "yes"]
+    assert cells(text, "validation") == ["0.9000", "0.2000", "0.8000", "0.1000", "1.2500", "yes"]
     assert cells(text, "held out")[-1] == "no"
     assert "0.8000 at λ = 0, falls for every λ measured from 0.5 to 1 and is least, 0.7000, at 0.5" in text
     assert "2 seeds." in text
