@@ -1,7 +1,8 @@
-"""README's tables and figures, from the committed results: python benchmarks/report.py [--check]
+"""The tables and figures of README and FINDINGS, from the committed results: python benchmarks/report.py [--check]
 
-Rewrites what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md, for every NAME of `SECTIONS`
-that README has. --check changes nothing and fails if something would change.
+Rewrites what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md and in
+benchmarks/quality/FINDINGS.md, for every NAME of `SECTIONS` that they have. --check changes nothing and fails if
+something would change.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from report_parts import NOT_MEASURED, provenance, table
-from report_quality import draw_quality, quality, read_quality, theorem
+from report_quality import KEY_ARMS, draw_quality, quality, read_quality, theorem
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "quality" / "FINDINGS.md"]
 RESULTS = ROOT / "benchmarks" / "results"
 
 # Costs
@@ -150,11 +151,23 @@ def kernels(folder: Path) -> str:
 
 
 def mawps(folder: Path) -> str:
-    return quality(folder, "mawps", "--data DATA --pilot PILOT")
+    return quality(folder, "mawps", "--data DATA --pilot PILOT", KEY_ARMS)
 
 
 def lastfm(folder: Path) -> str:
+    return quality(folder, "lastfm", "--data LastFM.txt", KEY_ARMS)
+
+
+def every_mawps(folder: Path) -> str:
+    return quality(folder, "mawps", "--data DATA --pilot PILOT")
+
+
+def every_lastfm(folder: Path) -> str:
     return quality(folder, "lastfm", "--data LastFM.txt")
+
+
+def ablation(folder: Path) -> str:
+    return quality(folder, "ablation", "--data DATA --pilot PILOT")
 
 
 def theorem_lastfm(folder: Path) -> str:
@@ -167,6 +180,9 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "mawps": mawps,
     "lastfm": lastfm,
     "theorem": theorem_lastfm,
+    "every mawps": every_mawps,
+    "every lastfm": every_lastfm,
+    "ablation": ablation,
 }
 
 
@@ -186,21 +202,27 @@ def rewrite(text: str, folder: Path) -> str:
         body = f"{begin}\n{section(folder)}\n{end}"
         text, count = re.subn(f"{begin}.*?{end}", lambda _, body=body: body, text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"README must hold {begin} and then {end}, once each; found {count} such sections")
+            raise ValueError(f"a page must hold {begin} and then {end}, once each; found {count} such sections")
     return text
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if README is not up to date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page is not up to date")
     check = parser.parse_args(arguments).check
-    before = README.read_text(encoding="utf-8")
-    after = rewrite(before, RESULTS)
-    if check and after != before:
-        print("README.md is not up to date with benchmarks/results: run python benchmarks/report.py", file=sys.stderr)
+    stale = []
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = rewrite(before, RESULTS)
+        if after != before:
+            stale.append(page.name)
+        if not check:
+            page.write_text(after, encoding="utf-8")
+    if check and stale:
+        names = " and ".join(stale)
+        print(f"not up to date with benchmarks/results: {names}; run python benchmarks/report.py", file=sys.stderr)
         return 1
     if not check:
-        README.write_text(after, encoding="utf-8")
         for name in FIGURES:
             if read_quality(RESULTS, name):
                 draw_quality(RESULTS, name).savefig(RESULTS / "quality" / f"{name}.png", dpi=150)

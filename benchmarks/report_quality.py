@@ -26,7 +26,7 @@ ARMS = {
     "dense": ("corrections of the whole vocabulary", "are 32 candidates too few?"),
     "literal": ("the paper's literal form", "does its text to the letter help?"),
     "fresh": ("without a log: each round once, at once", "does the log help?"),
-    "recent": ("from the last 16 rounds, two at each step", "do old rounds mislead?"),
+    "recent": ("from the last 16 rounds, two at each step", "do recent rounds and more steps help?"),
     "latest": ("mistakes of the final Pilot alone", "do those made on the way help?"),
     "finish": ("then mistakes of the final Pilot, a quarter as long", "is a short second pass enough?"),
     "cross_fitted": ("mistakes on rows a Pilot was not trained on", "do they teach better?"),
@@ -35,6 +35,18 @@ ARMS = {
     "extra_compute_latest": ("Pilot, trained still longer", "or as long as with mistakes of the final Pilot?"),
     "extra_parameters": ("Pilot with new layers", "and the parameters?"),
 }
+RIVALS = ("extra_compute", "extra_compute_latest", "extra_parameters")
+# What README shows; the rest is in FINDINGS.md.
+KEY_ARMS = (
+    "pilot",
+    "tempered",
+    "pair",
+    "recent",
+    "latest",
+    "extra_compute",
+    "extra_compute_latest",
+    "extra_parameters",
+)
 
 
 @dataclass(frozen=True)
@@ -198,14 +210,15 @@ def plural(count: float, name: str) -> str:
     return f"{count:g} {name}" if count == 1 else f"{count:g} {name}s"
 
 
-def quality(folder: Path, name: str, about: str) -> str:
-    """The tables of an experiment, one a point."""
+def quality(folder: Path, name: str, about: str, only: Sequence[str] | None = None) -> str:
+    """The tables of an experiment, one a point, with all arms or `only` some."""
     by_point = read_quality(folder, name)
     if not by_point:
         return NOT_MEASURED
     lines: list[str] = []
     for point, results in by_point.items():
         settings, arms = results[0]["settings"], arms_of(results)
+        arms = {arm: of_seeds for arm, of_seeds in arms.items() if only is None or arm in only}
         metrics, pilot = METRICS[settings["kind"]], arms[BASELINE]
         rows = []
         for arm, of_seeds in arms.items():

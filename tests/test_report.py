@@ -187,7 +187,7 @@ def test_an_interval_that_excludes_zero_is_bold_whichever_side_it_is_on(report: 
     better = arm(exact, brier=(0.3 + sign * 0.05 + noise).tolist(), tokens=tokens)
     unclear = arm(exact, brier=(0.3 + noise - noise.mean()).tolist(), tokens=tokens)
     write_mawps(tmp_path, 0, pilot=arm(exact, brier=[0.3] * 50, tokens=tokens), pair=better, literal=unclear)
-    text = report.mawps(tmp_path)
+    text = report.every_mawps(tmp_path)
     assert cells(text, PAIR)[2].split("<br>")[1].startswith("**+" if sign > 0 else "**-")
     assert "**" not in cells(text, "the paper's literal form<br>*does its text to the letter help?*")[2]
 
@@ -290,6 +290,15 @@ def test_the_theorem_is_shown_with_where_the_error_falls(report: Any, tmp_path: 
     assert "2 seeds." in text
 
 
+def test_readme_shows_the_arms_that_matter_most(report: Any, tmp_path: Path) -> None:
+    one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
+    write_mawps(tmp_path, 0, pilot=one, pair=one, fresh=one)
+    assert "without a log" not in report.mawps(tmp_path)
+    assert "without a log" in report.every_mawps(tmp_path)
+    for text in (report.mawps(tmp_path), report.every_mawps(tmp_path)):
+        assert "Pilot + Copilot" in text
+
+
 def test_only_what_stands_between_markers_changes(report: Any, tmp_path: Path) -> None:
     text = "before\n<!-- mawps:begin -->\nold\n<!-- mawps:end -->\nafter\n"
     new = report.rewrite(text, tmp_path)
@@ -303,13 +312,13 @@ def test_a_marker_without_its_partner_is_refused(report: Any, tmp_path: Path, te
         report.rewrite(text, tmp_path)
 
 
-def test_check_fails_until_the_readme_is_rewritten(
+def test_check_fails_until_a_page_is_rewritten(
     report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("<!-- overhead:begin -->\n<!-- overhead:end -->\n")
     write_overhead(tmp_path / "results")
-    monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "PAGES", [readme])
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     assert report.main(["--check"]) == 1
     assert "python benchmarks/report.py" in capsys.readouterr().err
@@ -319,5 +328,5 @@ def test_check_fails_until_the_readme_is_rewritten(
     assert report.main(["--check"]) == 0
 
 
-def test_the_committed_readme_is_up_to_date(report: Any) -> None:
+def test_the_committed_pages_are_up_to_date(report: Any) -> None:
     assert report.main(["--check"]) == 0
