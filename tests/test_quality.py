@@ -145,6 +145,36 @@ def test_a_stopwatch_adds_up_steps_and_ignores_outliers(quality: Any, monkeypatc
     assert stopwatch.totals() == {"pilot": 6.0, "pair": 0.0}
 
 
+def test_compiled_layers_give_the_same_scores(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: str, pilot: str
+) -> None:
+    compiled, compile_ = [], torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, dynamic: compiled.append(f) or compile_(f, dynamic=dynamic, backend="eager")
+    )
+    point = {"epochs": 1, "arms": ["pair", "finish"], "rivals": ["extra_parameters"]}
+    found = []
+    for compile_layers in (False, True):
+        facts = EXPERIMENT | {"points": {"best": point}, "compile": compile_layers}
+        arguments = ("--data", data, "--pilot", pilot, "--seeds", "0")
+        folder = run_experiment(quality, monkeypatch, tmp_path / str(compile_layers), facts, *arguments)
+        found.append([json.loads(path.read_text())["arms"] for path in sorted(folder.glob("*.json"))])
+        assert bool(compiled) == compile_layers
+    for plain, other in zip(*found, strict=True):
+        for name in plain:
+            assert other[name]["nll"] == pytest.approx(plain[name]["nll"], abs=1e-3)
+
+
+def test_an_arms_time_counts_every_stage_and_its_other_teachers(quality: Any) -> None:
+    seconds = {
+        "training": {"pilot": 100.0, "pair": 10.0, "finish": 12.0},
+        "final 0.25": {"pilot": 8.0, "finish": 3.0},
+        "cross_fitted": {"pilot": 90.0, "cross_fitted": 11.0},
+    }
+    expected = {"pair": 0.10, "finish": 0.23, "cross_fitted": 1.01}
+    assert {arm: quality.run.extra_time(seconds, arm) for arm in expected} == pytest.approx(expected)
+
+
 def test_a_run_goes_on_where_it_stopped(
     quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: str, pilot: str
 ) -> None:
