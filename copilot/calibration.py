@@ -74,10 +74,7 @@ class Held:
     def of(cls, pair: PilotCopilotModel, passed: PilotPass) -> Held:
         """Of a forward of the Pilot: of `pair`'s own, or of the same Pilot in another pair."""
         _, round_ = pair.round_of(passed)
-        kept = {name: value.cpu() for name, value in round_.mistakes.tensors().items()}
-        return cls(
-            Mistakes(top_index=kept.pop("top_index", None), **kept), pair.predict(round_).cpu(), round_.lengths.cpu()
-        )
+        return cls(round_.mistakes.cpu(), pair.predict(round_).cpu(), round_.lengths.cpu())
 
 
 def supervision_of(pair: PilotCopilotModel, batch: dict[str, Tensor]) -> Tensor:

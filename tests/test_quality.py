@@ -108,13 +108,15 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
     parts = ("copilots", "extra_compute", "extra_compute_latest", "extra_parameters")
     assert sorted(results) == [f"best_seed3_{part}" for part in parts]
     found = results["best_seed3_copilots"]
-    assert list(found["arms"]) == ["pilot", *EXPERIMENT["arms"], "tempered"]
+    assert list(found["arms"]) == ["pilot", *EXPERIMENT["arms"]]
     assert found["seconds"].keys() == {"training", "final 0.5", "final 1", "cross_fitted", "another"}
     everything = [arm for result in results.values() for arm in result["arms"].values()]
-    assert len(everything) == 10
+    assert len(everything) == 9
     for arm in everything:
         assert len(arm["exact"]) == len(arm["brier"]) == len(arm["nll"]) == 6
-        assert arm["tokens"] == everything[0]["tokens"]
+        assert arm["tokens"] == arm["tempered"]["tokens"] == everything[0]["tokens"]
+        assert arm["tempered"]["validation"][0] <= arm["validation"][0] + 1e-6  # T = 1 is among the temperatures
+        assert "grid" in arm or arm["strength"] == arm["tempered"]["strength"] == 0  # a Pilot alone
     for name, arm in found["arms"].items():
         assert (len(arm.get("answers, 4 beams", [])) == 6) == (name in ("pilot", "pair"))
     assert results["best_seed3_extra_compute"]["extra"] == pytest.approx(
@@ -320,22 +322,26 @@ def test_with_equal_lambdas_by_confidence_gives_the_brier_score_of_one_lambda(
     assert found["brier"] == pytest.approx(brier.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_tempered_scores_are_those_of_the_pilots_softmax_at_that_temperature(
-    quality: Any, data: str, pilot: str
+    quality: Any, data: str, pilot: str, strength: float
 ) -> None:
     task = quality.tasks.WrittenAnswers(data=data, pilot=pilot, **EXPERIMENT["task"])
     pair = task.pairs({"pair": {"layers": 2}}, 0)["pair"]
+    torch.nn.init.normal_(pair.copilot.head.weight)
     held_out = task.held_out("held_out")
     seen = held_out.collect({"pair": pair}, [1.0, 2.0])
-    plain = scores(seen.held["pair"], 0.0, "simplex", "probability")
-    for name, expected in vars(plain).items():
-        assert getattr(seen.tempered[1.0], name).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
-    (batch,) = held_out.batches
+    plain = scores(seen.held["pair"], strength, "simplex", "probability")
+    for name, expected in vars(scores(seen.tempered["pair"][1.0], strength, "simplex", "probability")).items():
+        assert getattr(plain, name).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    (batch,), (held,) = held_out.batches, seen.tempered["pair"][2.0]
     with quality.training.autocast(pair), torch.no_grad():
         passed = pair.pilot_pass(**batch)
-    prob = (passed.logits.double() / 2.0).softmax(-1)
+    logits = passed.logits.double() / 2.0
+    corrected = logits.scatter_add(1, held.mistakes.top_index, held.delta.double()).softmax(-1)
+    prob = (1 - strength) * logits.softmax(-1) + strength * corrected
     truth = torch.nn.functional.one_hot(passed.supervision.target, prob.shape[1])
-    brier, nll = seen.tempered[2.0].per_token()
+    brier, nll = scores([held], strength, "simplex", "probability").per_token()
     assert brier == pytest.approx((prob - truth).square().sum(1).mean().item(), rel=1e-4)
     assert nll == pytest.approx(-(prob * truth).sum(1).log().mean().item(), rel=1e-4)
 
@@ -368,8 +374,8 @@ def test_next_items_are_ranked_among_all_items(
 ) -> None:
     folder = run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--seeds", "0")
     arms = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]
-    assert arms.keys() == {"pilot", "pair", "tempered"}
-    for arm in (arms["pilot"], arms["pair"]):
+    assert arms.keys() == {"pilot", "pair"}
+    for arm in arms.values():
         assert len(arm["hit@10"]) == len(arm["ndcg@10"]) == len(arm["nll"]) == 2  # a fifth of twelve users
         assert all(0 <= gain <= hit <= 1 for gain, hit in zip(arm["ndcg@10"], arm["hit@10"], strict=True))
 

@@ -22,6 +22,7 @@ from tasks import TEMPERATURES, NextItem, WrittenAnswers, per_example
 from training import Student, Teacher, train
 
 from copilot.calibration import Held, calibration_of, scores
+from copilot.config import CopilotConfig
 from copilot.environment import environment
 from copilot.ops.rectify import check_choice
 from copilot.ops.reference import at_target, predicted_mistake
@@ -181,22 +182,23 @@ class Run:
 
     @torch.compiler.set_stance("force_eager")
     def measure(self, pairs: dict[str, PilotCopilotModel], write: set[str] | None = None) -> dict[str, Any]:
-        """Scores of the Pilot and, unless `write` is None, of every pair at its lambda*; those named also write."""
+        """Scores of the Pilot and, unless `write` is None, of every pair at its lambda*; those named also write.
+
+        Each also with the temperature of the Pilot, and the lambda* there, that give the best validation Brier score.
+        """
         first = next(iter(pairs.values()))
         compared = pairs if write is None else {"pilot": first, **pairs}
-        temperatures = [] if write is None else TEMPERATURES
         splits = ("validation", "held_out")
-        seen = {split: self.task.held_out(split).collect(compared, temperatures) for split in splits}
+        seen = {split: self.task.held_out(split).collect(compared, TEMPERATURES) for split in splits}
         arms: dict[str, Any] = {}
         for name, pair in compared.items():
             config, validation, tested = pair.config, seen["validation"].held[name], seen["held_out"].held[name]
-            found = calibration_of(validation, config)
             is_pilot = write is None or name == "pilot"
-            strength = 0.0 if is_pilot else found.strength
+            strength, of_validation = calibrated(validation, config, is_pilot)
             scored = scores(tested, strength, config.rectifier, config.fusion)
             arms[name] = {
                 "strength": strength,
-                "validation": (found.pilot if is_pilot else found.pair).per_token(),
+                "validation": of_validation,
                 **self.task.judge(pair, scored, strength, is_pilot or name in (write or ())),
             }
             if not is_pilot:
@@ -204,16 +206,27 @@ class Run:
                 arms[name]["grid"] = {s: [*g.per_token(), float(g.exact.float().mean())] for s, g in grid.items()}
             if not is_pilot and config.rectifier == "simplex" and config.fusion == "probability":
                 arms[name]["by_confidence"] = by_confidence(validation, tested)
-        if write is not None:
-            by_validation = seen["validation"].tempered
-            temperature = min(by_validation, key=lambda of: by_validation[of].per_token()[0])
-            tempered = per_example(seen["held_out"].tempered[temperature])
-            arms["tempered"] = {
-                "temperature": temperature,
-                "validation": by_validation[temperature].per_token(),
-                **tempered,
-            }
+            if name in seen["validation"].tempered:
+                by_temperature = {
+                    temperature: calibrated(part, config, is_pilot)
+                    for temperature, part in seen["validation"].tempered[name].items()
+                }
+                temperature = min(by_temperature, key=lambda of: by_temperature[of][1][0])
+                strength, of_validation = by_temperature[temperature]
+                tested = seen["held_out"].tempered[name][temperature]
+                arms[name]["tempered"] = {
+                    "temperature": temperature,
+                    "strength": strength,
+                    "validation": of_validation,
+                    **per_example(scores(tested, strength, config.rectifier, config.fusion)),
+                }
         return {"arms": arms}
+
+
+def calibrated(held: list[Held], config: CopilotConfig, is_pilot: bool) -> tuple[float, tuple[float, float]]:
+    """lambda*, 0 for a Pilot alone, and the Brier score and NLL with it."""
+    found = calibration_of(held, config)
+    return (0.0, found.pilot.per_token()) if is_pilot else (found.strength, found.pair.per_token())
 
 
 CONFIDENCE_BINS = 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from copilot import PilotCopilotForCausalLM
 from copilot.calibration import Held, Scores, supervision_of
 from copilot.data import DataCollator, prepare_dataset
 from copilot.evaluation import evaluate, to_rows
-from copilot.loss import PilotPass
+from copilot.ops import Mistakes, mistake_cross_entropy
 from copilot.pair import PilotCopilotModel
 from copilot.tasks import Example, hit_at_k, ndcg_at_k, read_examples, read_item_sequences
 
@@ -35,11 +35,12 @@ class Collected:
 
     Attributes:
         held: by pair.
-        tempered: of the Pilot alone, by temperature.
+        tempered: by pair and temperature T, the same corrections with the mistakes of softmax(z / T); nothing of a pair
+            that corrects the whole vocabulary.
     """
 
     held: dict[str, list[Held]]
-    tempered: dict[float, Scores]
+    tempered: dict[str, dict[float, list[Held]]]
 
 
 class HeldOut:
@@ -51,9 +52,13 @@ class HeldOut:
 
     @torch.no_grad()
     def collect(self, pairs: dict[str, PilotCopilotModel], temperatures: Sequence[float] = ()) -> Collected:
-        """One pass of the Pilot that the pairs share; its own scores at each temperature."""
+        """One pass of the Pilot that the pairs share, also at each temperature."""
         held: dict[str, list[Held]] = {name: [] for name in pairs}
-        tempered: dict[float, list[Scores]] = {temperature: [] for temperature in temperatures}
+        tempered: dict[str, dict[float, list[Held]]] = {
+            name: {temperature: [] for temperature in temperatures}
+            for name, pair in pairs.items()
+            if pair.config.candidates is not None
+        }
         first = next(iter(pairs.values()))
         for pair in pairs.values():
             pair.eval()
@@ -62,24 +67,15 @@ class HeldOut:
                 passed = first.pilot_pass(**{name: value.to(first.device) for name, value in batch.items()})
                 for name, pair in pairs.items():
                     held[name].append(Held.of(pair, passed))
-            for temperature, parts in tempered.items():
-                parts.append(tempered_scores(passed, temperature))
-        return Collected(held, {temperature: joined(parts) for temperature, parts in tempered.items()})
-
-
-def tempered_scores(passed: PilotPass, temperature: float) -> Scores:
-    """Scores of softmax(z / temperature): the one-parameter correction that every fine-tuned model can have."""
-    target, lengths = passed.supervision.target, passed.supervision.source.sum(1)
-    log_prob = (passed.logits.float() / temperature).log_softmax(-1)
-    of_target = log_prob.gather(1, target[:, None]).squeeze(1)
-    missed = log_prob.argmax(1) != target
-    brier = log_prob.exp().square().sum(1) - 2 * of_target.exp() + 1
-    row = torch.repeat_interleave(lengths)
-    sums = [
-        torch.zeros_like(lengths, dtype=torch.float).index_add(0, row, v.float()) for v in (brier, of_target, missed)
-    ]
-    columns = (sums[0] / lengths, -sums[1] / lengths, sums[2] == 0, lengths)
-    return Scores(*(column.cpu() for column in columns))
+            for temperature in temperatures:
+                logits = passed.logits.float() / temperature  # which keeps their order, and so the candidates
+                mistakes: dict[int, Mistakes] = {}
+                for name, parts in tempered.items():
+                    k = pairs[name].config.candidates
+                    if k not in mistakes:
+                        mistakes[k] = mistake_cross_entropy(logits, passed.supervision.target, k)[1].cpu()
+                    parts[temperature].append(replace(held[name][-1], mistakes=mistakes[k]))
+        return Collected(held, tempered)
 
 
 def per_example(found: Scores) -> dict[str, Any]:
@@ -90,10 +86,6 @@ def per_example(found: Scores) -> dict[str, Any]:
         "nll": [round(value, 5) for value in found.nll.tolist()],
         "tokens": found.tokens.tolist(),
     }
-
-
-def joined(parts: list[Scores]) -> Scores:
-    return Scores(*(torch.cat(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ class Mistakes:
         """The fields by name, without `top_index` where it is None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
+    def cpu(self) -> Mistakes:
+        """A copy in the CPU's memory, or these where they are there already."""
+        return Mistakes(**{name: None if value is None else value.cpu() for name, value in vars(self).items()})
+
     def error(self) -> tuple[Tensor | None, Tensor]:
         """The mistake as the Copilot reads it: (index, value) with l = sum_j value_j onehot(index_j).
 
