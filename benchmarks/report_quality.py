@@ -33,9 +33,9 @@ ARMS = {
     "transferred": ("Copilot of another Pilot", "can it be moved?"),
     "extra_compute": ("Pilot, trained longer", "was the time better spent on it?"),
     "extra_compute_latest": ("Pilot, trained still longer", "or as long as with mistakes of the final Pilot?"),
+    "extra_compute_recent": ("Pilot, trained still longer", "or as long as with two steps at each?"),
     "extra_parameters": ("Pilot with new layers", "and the parameters?"),
 }
-RIVALS = ("extra_compute", "extra_compute_latest", "extra_parameters")
 # What README shows; the rest is in FINDINGS.md.
 KEY_ARMS = (
     "pilot",
@@ -45,6 +45,7 @@ KEY_ARMS = (
     "latest",
     "extra_compute",
     "extra_compute_latest",
+    "extra_compute_recent",
     "extra_parameters",
 )
 
@@ -111,6 +112,8 @@ def arms_of(results: Sequence[Result]) -> Arms:
             if name == "pair" and "by_confidence" in arm:
                 by = {"brier": arm["by_confidence"]["brier"], "tokens": arm["tokens"], "seed": result["seed"]}
                 found.setdefault("by_confidence", []).append(by | {"time": time})
+            if name == BASELINE and "tempered" in arm:
+                found.setdefault("tempered", []).append(arm["tempered"] | {"seed": result["seed"], "time": time})
     for result in (r for r in results if r["part"] != "copilots"):
         (arm,) = result["arms"].values()
         seconds = result["seconds"]["training"]["pilot"]
@@ -120,6 +123,16 @@ def arms_of(results: Sequence[Result]) -> Arms:
         found.setdefault(result["part"], []).append(arm | {"seed": result["seed"], "time": time})
     names = [name for name in ARMS if name in found] + [name for name in found if name not in ARMS]
     return {name: sorted(found[name], key=lambda arm: arm["seed"]) for name in names}
+
+
+def tempered_of(arms: Arms) -> Arms:
+    """The same arms, each with a temperature of its own, where that was measured."""
+    found: Arms = {}
+    for name, of_seeds in arms.items():
+        kept = [arm["tempered"] | {at: arm[at] for at in ("seed", "time")} for arm in of_seeds if "tempered" in arm]
+        if kept:
+            found[name] = kept
+    return found
 
 
 @dataclass(frozen=True)
@@ -190,8 +203,26 @@ def against_rivals(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
 
 def strengths(arm: list[Result]) -> str:
     """λ* of each seed of a Copilot, T where there is one."""
-    copilots = [f"{result['strength']:.2f}" for result in arm if "grid" in result]
-    return ", ".join(copilots or [f"T = {result['temperature']:.1f}" for result in arm if "temperature" in result])
+    facts = []
+    for result in arm:
+        strength = [f"{result['strength']:.2f}"] if result.get("strength") or "grid" in result else []
+        temperature = [f"T = {result['temperature']:.1f}"] if "temperature" in result else []
+        facts.append("; ".join(strength + temperature))
+    return ", ".join(filter(None, facts))
+
+
+def rows_of(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
+    """A row for each arm: its scores with the differences to the Pilot, λ* and T, and the time of its training."""
+    rows, pilot = [], arms[BASELINE]
+    for name, of_seeds in arms.items():
+        title, question = ARMS.get(name, (name, ""))
+        if len(of_seeds) < len(pilot):
+            title += f" ({plural(len(of_seeds), 'seed')})"
+        cells = [quality_cell(metric, of_seeds, pilot) for metric in metrics]
+        if any(cells):
+            time = np.mean([result["time"] for result in of_seeds])
+            rows.append([title + (f"<br>*{question}*" if question else ""), *cells, strengths(of_seeds), f"{time:.2f}"])
+    return rows
 
 
 def read_quality(folder: Path, name: str) -> dict[str, list[Result]]:
@@ -210,6 +241,17 @@ def plural(count: float, name: str) -> str:
     return f"{count:g} {name}" if count == 1 else f"{count:g} {name}s"
 
 
+def compared_tables(title: str, arms: Arms, metrics: list[Metric]) -> list[str]:
+    """A table of the arms and, where some took as long as a rival, one of these against it; each with a title."""
+    shown = [metric for metric in metrics if any(metric.of(arm) is not None for arm in arms[BASELINE])]
+    columns = [metric.title for metric in shown]
+    lines = [*table([title, *columns, "λ*, by seed", "training time"], rows_of(arms, shown)), ""]
+    if versus := against_rivals(arms, shown):
+        against = ", ".join(filter(None, [title, "against a Pilot trained as long"]))
+        lines += [*table([against, *columns, "times"], versus), ""]
+    return lines
+
+
 def quality(folder: Path, name: str, about: str, only: Sequence[str] | None = None) -> str:
     """The tables of an experiment, one a point, with all arms or `only` some."""
     by_point = read_quality(folder, name)
@@ -220,27 +262,17 @@ def quality(folder: Path, name: str, about: str, only: Sequence[str] | None = No
         settings, arms = results[0]["settings"], arms_of(results)
         arms = {arm: of_seeds for arm, of_seeds in arms.items() if only is None or arm in only}
         metrics, pilot = METRICS[settings["kind"]], arms[BASELINE]
-        rows = []
-        for arm, of_seeds in arms.items():
-            title, question = ARMS.get(arm, (arm, ""))
-            if len(of_seeds) < len(pilot):
-                title += f" ({plural(len(of_seeds), 'seed')})"
-            time = np.mean([result["time"] for result in of_seeds])
-            cells = [quality_cell(metric, of_seeds, pilot) for metric in metrics]
-            if not any(cells):
-                continue
-            rows.append([title + (f"<br>*{question}*" if question else ""), *cells, strengths(of_seeds), f"{time:.2f}"])
         epochs = plural(settings["points"][point]["epochs"], "epoch")
         validation = np.mean([result["validation"][1] for result in pilot])
         lines += [
             f"**{point.capitalize()}: {epochs}** ({plural(len(pilot), 'seed')}; NLL of the Pilot on validation data "
             f"{validation:.4f})",
             "",
-            *table(["", *(metric.title for metric in metrics), "λ*, by seed", "training time"], rows),
-            "",
+            *compared_tables("", arms, metrics),
         ]
-        if versus := against_rivals(arms, metrics):
-            lines += [*table(["against a Pilot trained as long", *(m.title for m in metrics), "times"], versus), ""]
+        tempered = tempered_of(arms)
+        if len(tempered) > 1:
+            lines += compared_tables("each with its own T", tempered, metrics)
     everything = [result for results in by_point.values() for result in results]
     command = f"python benchmarks/quality/run.py benchmarks/quality/{name}.yaml {about}"
     seeds = " ".join(map(str, sorted({result["seed"] for result in everything})))

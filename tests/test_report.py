@@ -232,6 +232,35 @@ def test_a_copilot_is_compared_with_the_pilot_that_was_trained_as_long(report: A
     assert row[-1] == "1.20 − 1.20"
 
 
+def test_a_second_table_compares_what_has_a_temperature_of_its_own(report: Any, tmp_path: Path) -> None:
+    scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
+
+    def with_temperature(temperature: float, strength: float, brier: float) -> dict[str, Any]:
+        tempered = arm([0, 1, 0, 1], [brier] * 4, [5] * 4, strength) | {"temperature": temperature}
+        del tempered["answers, greedy"]
+        return arm([0, 1, 0, 1], **scores, strength=strength) | {"tempered": tempered}
+
+    pilot, pair = with_temperature(1.3, 0.0, 0.15), with_temperature(1.2, 0.25, 0.125)
+    write_mawps(tmp_path, 0, pilot=pilot, pair=pair)
+    write_mawps(tmp_path, 1, pilot=pilot, pair=arm([0, 1, 0, 1], **scores, strength=0.5))
+    rival = {"seconds": {"training": {"pilot": 120.0}}, "extra": 0.2}
+    facts = rival | {"arms": {"extra_compute": with_temperature(1.5, 0.0, 0.1)}}
+    write(tmp_path / "quality" / "mawps" / "best_seed0_extra_compute.json", facts)
+    first, second = report.mawps(tmp_path).split("| each with its own T | ")
+    assert cells(first, "Pilot, softmax(z / T)<br>*is it more than calibration?*")[2].startswith("0.1500")
+    assert cells(first, PAIR)[2:] == ["0.2000 (0.2000–0.2000)<br>+0.0000 [+0.0000, +0.0000]"] * 2 + [
+        "0.25, 0.50",
+        "1.20",
+    ]
+    assert second.startswith("exact match, % ↑ | Brier score ↓ | NLL ↓ | λ*, by seed | training time |")
+    assert cells(second, "Pilot")[-2] == "T = 1.3, T = 1.3"
+    name, question = PAIR.split("<br>")
+    row = cells(second, f"{name} (1 seed)<br>{question}")
+    assert row[1] == "0.1250 (0.1250–0.1250)<br>**-0.0250 [-0.0250, -0.0250]**"
+    assert row[-2] == "0.25; T = 1.2"
+    assert cells(second, "Pilot + Copilot (1 seed) − Pilot, trained longer")[1] == "**+0.0250 [+0.0250, +0.0250]**"
+
+
 def test_an_arm_that_wrote_no_answers_has_an_empty_cell(report: Any, tmp_path: Path) -> None:
     one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
     silent = {name: value for name, value in one.items() if name != "answers, greedy"}
