@@ -12,11 +12,12 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from report_parts import NOT_MEASURED, provenance, table
-from report_quality import KEY_ARMS, draw_quality, quality, read_quality, theorem
+from report_quality import draw_quality, overview, quality, read_quality, theorem
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "quality" / "FINDINGS.md"]
@@ -147,45 +148,17 @@ def kernels(folder: Path) -> str:
     return "\n\n".join(parts) or NOT_MEASURED
 
 
-# Quality
-
-
-def mawps(folder: Path) -> str:
-    return quality(folder, "mawps", "--data DATA --pilot PILOT", KEY_ARMS)
-
-
-def lastfm(folder: Path) -> str:
-    return quality(folder, "lastfm", "--data LastFM.txt", KEY_ARMS)
-
-
-def every_mawps(folder: Path) -> str:
-    return quality(folder, "mawps", "--data DATA --pilot PILOT")
-
-
-def every_lastfm(folder: Path) -> str:
-    return quality(folder, "lastfm", "--data LastFM.txt")
-
-
-def ablation(folder: Path) -> str:
-    return quality(folder, "ablation", "--data DATA --pilot PILOT")
-
-
-def theorem_lastfm(folder: Path) -> str:
-    return theorem(folder, "lastfm", "--data LastFM.txt")
-
-
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "overhead": overhead,
-    "mawps": mawps,
-    "lastfm": lastfm,
-    "theorem": theorem_lastfm,
-    "every mawps": every_mawps,
-    "every lastfm": every_lastfm,
-    "ablation": ablation,
+    "overview": overview,
+    "theorem": partial(theorem, name="lastfm", about="--data LastFM.txt"),
+    "lastfm": partial(quality, name="lastfm", about="--data LastFM.txt"),
+    **{
+        name: partial(quality, name=name, about="--data DATA --pilot PILOT")
+        for name in ("mawps", "openbookqa", "boolq", "gsm8k", "ablation")
+    },
 }
-
-
 FIGURES = ("mawps",)  # results/quality/NAME.png
 
 

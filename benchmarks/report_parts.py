@@ -18,10 +18,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def provenance(results: Sequence[Result], command: str) -> str:
     """One line: on what the results were measured, and how to get them again."""
-    measured = []
+    commits: dict[str, list[str]] = {}  # by where they were measured
     for result in results:
         facts = result["environment"]
         device = f"{facts['device']}, {facts['threads']} {'thread' if facts['threads'] == 1 else 'threads'}"
-        versions = f"torch {facts['torch']}, transformers {facts['transformers']}"
-        measured.append(f"{device}, {versions}, commit {result['commit'][:10]}")
-    return f"Measured on {'; '.join(dict.fromkeys(measured))}. Reproduce: `{command}`"
+        place = f"{device}, torch {facts['torch']}, transformers {facts['transformers']}"
+        commits.setdefault(place, []).append(result["commit"][:10])
+    places = [f"{place}, commit {', '.join(dict.fromkeys(found))}" for place, found in commits.items()]
+    return f"Measured on {'; '.join(places)}. Reproduce: `{command}`"

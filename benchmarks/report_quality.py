@@ -36,18 +36,6 @@ ARMS = {
     "extra_compute_recent": ("Pilot, trained still longer", "or as long as with two steps at each?"),
     "extra_parameters": ("Pilot with new layers", "and the parameters?"),
 }
-# What README shows; the rest is in FINDINGS.md.
-KEY_ARMS = (
-    "pilot",
-    "tempered",
-    "pair",
-    "recent",
-    "latest",
-    "extra_compute",
-    "extra_compute_latest",
-    "extra_compute_recent",
-    "extra_parameters",
-)
 
 
 @dataclass(frozen=True)
@@ -79,19 +67,27 @@ def per_token(arm: dict[str, Any], name: str) -> NDArray[np.float64] | None:
     return np.asarray(arm[name]) * tokens / tokens.mean()
 
 
+EXACT = Metric("exact match, % ↑", lambda arm: arm.get("exact"), scale=100, digits=1)
+ANSWERS = Metric("right answers, % ↑", lambda arm: arm.get("answers, greedy"), scale=100, digits=1)
+BRIER = Metric("Brier score ↓", lambda arm: per_token(arm, "brier"))
+HIT = Metric("Hit@10 ↑", lambda arm: per_token(arm, "hit@10"))
+NDCG = Metric("NDCG@10 ↑", lambda arm: per_token(arm, "ndcg@10"))
 NLL = Metric("NLL ↓", lambda arm: per_token(arm, "nll"))
-METRICS = {
-    "written_answers": [
-        Metric("exact match, % ↑", lambda arm: arm.get("exact"), scale=100, digits=1),
-        Metric("right answers, % ↑", lambda arm: arm.get("answers, greedy"), scale=100, digits=1),
-        Metric("Brier score ↓", lambda arm: per_token(arm, "brier")),
-        NLL,
-    ],
-    "next_item": [
-        Metric("Hit@10 ↑", lambda arm: per_token(arm, "hit@10")),
-        Metric("NDCG@10 ↑", lambda arm: per_token(arm, "ndcg@10")),
-        NLL,
-    ],
+METRICS = {"written_answers": [EXACT, ANSWERS, BRIER, NLL], "next_item": [HIT, NDCG, NLL]}
+# The overview's rows, by experiment, and its columns: the first of these arms that there is.
+OVERVIEW = {
+    "mawps": ("MAWPS", [EXACT, ANSWERS, BRIER]),
+    "openbookqa": ("OpenBookQA", [ANSWERS, BRIER]),
+    "boolq": ("BoolQ", [ANSWERS, BRIER]),
+    "gsm8k": ("GSM8K", [ANSWERS, BRIER]),
+    "lastfm": ("LastFM", [NDCG, NLL]),
+}
+COLUMNS = {
+    "softmax(z / T)": ["tempered"],
+    "+ Copilot": ["pair"],
+    "+ Copilot, two steps": ["recent"],
+    "trained longer": ["extra_compute"],
+    "trained still longer": ["extra_compute_recent", "extra_compute_latest"],
 }
 
 Arms = dict[str, list[Result]]  # by name, one a seed
@@ -230,7 +226,9 @@ def read_quality(folder: Path, name: str) -> dict[str, list[Result]]:
     by_point: dict[str, list[Result]] = {}
     for path in sorted(folder.glob(f"quality/{name}/*.json")):
         point, seed, part = re.fullmatch(r"(.+)_seed(\d+)_(.+)", path.stem).groups()
-        by_point.setdefault(point, []).append(json.loads(path.read_text()) | {"seed": int(seed), "part": part})
+        by_point.setdefault(point, []).append(
+            json.loads(path.read_text()) | {"point": point, "seed": int(seed), "part": part}
+        )
     if not by_point:
         return {}
     order = next(iter(by_point.values()))[0]["settings"]["points"]
@@ -252,15 +250,54 @@ def compared_tables(title: str, arms: Arms, metrics: list[Metric]) -> list[str]:
     return lines
 
 
-def quality(folder: Path, name: str, about: str, only: Sequence[str] | None = None) -> str:
-    """The tables of an experiment, one a point, with all arms or `only` some."""
+def overview(folder: Path) -> str:
+    """One table of all experiments: for each point and metric the Pilot, and what the columns add to it."""
+    rows: list[list[str]] = []
+    everything: list[Result] = []
+    for name, (title, metrics) in OVERVIEW.items():
+        for point, results in read_quality(folder, name).items():
+            everything += results
+            arms = arms_of(results)
+            pilot = arms[BASELINE]
+            shown = [next((arms[arm] for arm in choice if arm in arms), []) for choice in COLUMNS.values()]
+            epochs = plural(results[0]["settings"]["points"][point]["epochs"], "epoch")
+            times = [overview_time(of_seeds, pilot) for of_seeds in shown]
+            rows.append([f"**{title}, {epochs}** ({plural(len(pilot), 'seed')})", "", *times])
+            for metric in metrics:
+                cells = [overview_cell(metric, of_seeds, pilot) for of_seeds in shown]
+                rows.append([metric.title, overview_cell(metric, pilot, pilot), *cells])
+    if not rows:
+        return NOT_MEASURED
+    command = "python benchmarks/quality/run.py benchmarks/quality/TASK.yaml --data DATA --pilot PILOT"
+    return "\n".join([*table(["", "Pilot", *COLUMNS], rows), "", provenance(everything, command)])
+
+
+def overview_time(arm: list[Result], pilot: list[Result]) -> str:
+    """The time of a training, as a multiple of the Pilot's, and the number of its seeds where these are fewer."""
+    if not arm:
+        return ""
+    seeds = f", {plural(len(arm), 'seed')}" if len(arm) < len(pilot) else ""
+    return f"{np.mean([result['time'] for result in arm]):.2f} ×{seeds}"
+
+
+def overview_cell(metric: Metric, arm: list[Result], pilot: list[Result]) -> str:
+    """The Pilot's mean over the seeds, or an arm's difference to it with its interval."""
+    compared = compare(metric, arm, pilot) if arm else None
+    if compared is None:
+        return ""
+    return (
+        f"{np.mean(compared.means):.{metric.digits}f}" if arm is pilot else interval_cell(compared.difference, metric)
+    )
+
+
+def quality(folder: Path, name: str, about: str) -> str:
+    """The tables of an experiment, one a point."""
     by_point = read_quality(folder, name)
     if not by_point:
         return NOT_MEASURED
     lines: list[str] = []
     for point, results in by_point.items():
         settings, arms = results[0]["settings"], arms_of(results)
-        arms = {arm: of_seeds for arm, of_seeds in arms.items() if only is None or arm in only}
         metrics, pilot = METRICS[settings["kind"]], arms[BASELINE]
         epochs = plural(settings["points"][point]["epochs"], "epoch")
         validation = np.mean([result["validation"][1] for result in pilot])

@@ -152,7 +152,7 @@ PAIR = "Pilot + Copilot<br>*does it help?*"
 
 def test_brier_score_is_the_mean_over_tokens_not_over_examples(report: Any, tmp_path: Path) -> None:
     write_mawps(tmp_path, 0, pilot=arm([1, 0], brier=[0.1, 0.5], tokens=[3, 1]))
-    assert cells(report.mawps(tmp_path), "Pilot")[2] == "0.2000 (0.2000–0.2000)"
+    assert cells(report.SECTIONS["mawps"](tmp_path), "Pilot")[2] == "0.2000 (0.2000–0.2000)"
 
 
 def test_a_quality_cell_holds_the_mean_over_the_seeds_their_range_and_the_difference(
@@ -161,7 +161,7 @@ def test_a_quality_cell_holds_the_mean_over_the_seeds_their_range_and_the_differ
     scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
     write_mawps(tmp_path, 0, pilot=arm([0, 0, 0, 1], **scores), pair=arm([0, 1, 1, 1], **scores, strength=0.5))
     write_mawps(tmp_path, 1, pilot=arm([0, 0, 1, 1], **scores), pair=arm([0, 1, 1, 1], **scores, strength=0.75))
-    text = report.mawps(tmp_path)
+    text = report.SECTIONS["mawps"](tmp_path)
     assert cells(text, "Pilot")[0] == "37.5 (25.0–50.0)"
     exact, _, brier, _, strengths, time = cells(text, PAIR)
     assert exact.startswith("75.0 (75.0–75.0)<br>")
@@ -176,7 +176,7 @@ def test_seeds_on_the_same_examples_do_not_count_as_more_examples(report: Any, t
         pilot, pair = arm([0] * 20, **scores), arm([0, 1] * 10, **scores)
         write_mawps(tmp_path, seed, pilot=pilot, pair=pair)
         write_mawps(tmp_path / "one", 0, pilot=pilot, pair=pair)
-    four, one = (cells(report.mawps(folder), PAIR)[0] for folder in (tmp_path, tmp_path / "one"))
+    four, one = (cells(report.SECTIONS["mawps"](folder), PAIR)[0] for folder in (tmp_path, tmp_path / "one"))
     assert four == one
 
 
@@ -187,7 +187,7 @@ def test_an_interval_that_excludes_zero_is_bold_whichever_side_it_is_on(report: 
     better = arm(exact, brier=(0.3 + sign * 0.05 + noise).tolist(), tokens=tokens)
     unclear = arm(exact, brier=(0.3 + noise - noise.mean()).tolist(), tokens=tokens)
     write_mawps(tmp_path, 0, pilot=arm(exact, brier=[0.3] * 50, tokens=tokens), pair=better, literal=unclear)
-    text = report.every_mawps(tmp_path)
+    text = report.SECTIONS["mawps"](tmp_path)
     assert cells(text, PAIR)[2].split("<br>")[1].startswith("**+" if sign > 0 else "**-")
     assert "**" not in cells(text, "the paper's literal form<br>*does its text to the letter help?*")[2]
 
@@ -215,7 +215,7 @@ def test_an_arm_of_fewer_seeds_says_so_and_is_compared_with_the_pilots_of_those(
     seconds = {"training": {"pilot": 115.0}}
     write_mawps(tmp_path, 1, part="extra_compute", seconds=seconds, extra_compute=arm([1] * 4, **scores))
     row = "Pilot, trained longer (1 seed)<br>*was the time better spent on it?*"
-    assert "+25.0 [" in cells(report.mawps(tmp_path), row)[0]
+    assert "+25.0 [" in cells(report.SECTIONS["mawps"](tmp_path), row)[0]
 
 
 def test_a_copilot_is_compared_with_the_pilot_that_was_trained_as_long(report: Any, tmp_path: Path) -> None:
@@ -225,9 +225,9 @@ def test_a_copilot_is_compared_with_the_pilot_that_was_trained_as_long(report: A
     for part, extra, exact in (("extra_compute", 0.2, [1, 0, 0, 0]), ("extra_compute_latest", 0.4, [1, 1, 1, 1])):
         facts = {"seconds": {"training": {"pilot": 120.0}}, "arms": {part: arm(exact, **scores)}, "extra": extra}
         write(tmp_path / "quality" / "mawps" / f"best_seed1_{part}.json", facts)
-    rows = [line for line in report.mawps(tmp_path).splitlines() if "−" in line]
+    rows = [line for line in report.SECTIONS["mawps"](tmp_path).splitlines() if "−" in line]
     assert len(rows) == 1
-    row = cells(report.mawps(tmp_path), "Pilot + Copilot (1 seed) − Pilot, trained longer")
+    row = cells(report.SECTIONS["mawps"](tmp_path), "Pilot + Copilot (1 seed) − Pilot, trained longer")
     assert row[0] == "**+75.0 [+25.0, +100.0]**"
     assert row[-1] == "1.20 − 1.20"
 
@@ -246,7 +246,7 @@ def test_a_second_table_compares_what_has_a_temperature_of_its_own(report: Any, 
     rival = {"seconds": {"training": {"pilot": 120.0}}, "extra": 0.2}
     facts = rival | {"arms": {"extra_compute": with_temperature(1.5, 0.0, 0.1)}}
     write(tmp_path / "quality" / "mawps" / "best_seed0_extra_compute.json", facts)
-    first, second = report.mawps(tmp_path).split("| each with its own T | ")
+    first, second = report.SECTIONS["mawps"](tmp_path).split("| each with its own T | ")
     assert cells(first, "Pilot, softmax(z / T)<br>*is it more than calibration?*")[2].startswith("0.1500")
     assert cells(first, PAIR)[2:] == ["0.2000 (0.2000–0.2000)<br>+0.0000 [+0.0000, +0.0000]"] * 2 + [
         "0.25, 0.50",
@@ -265,7 +265,7 @@ def test_an_arm_that_wrote_no_answers_has_an_empty_cell(report: Any, tmp_path: P
     one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
     silent = {name: value for name, value in one.items() if name != "answers, greedy"}
     write_mawps(tmp_path, 0, pilot=one, pair=silent)
-    assert cells(report.mawps(tmp_path), PAIR)[1] == ""
+    assert cells(report.SECTIONS["mawps"](tmp_path), PAIR)[1] == ""
 
 
 def test_quality_has_a_table_a_point_in_the_order_of_the_settings_and_names_seeds_and_commits(
@@ -276,12 +276,12 @@ def test_quality_has_a_table_a_point_in_the_order_of_the_settings_and_names_seed
     write_mawps(tmp_path, 2, pilot=one)
     path = tmp_path / "quality" / "mawps" / "best_seed2_copilots.json"
     path.write_text(path.read_text().replace(FACTS["commit"], "fedcba9876543210"))
-    text = report.mawps(tmp_path)
+    text = report.SECTIONS["mawps"](tmp_path)
     assert text.index("**Best: 3 epochs** (1 seed; NLL of the Pilot on validation data 0.2000)") < text.index(
         "**Over-trained: 5 epochs**"
     )
     assert "--seeds 2 3`" in text
-    assert "commit fedcba9876; cpu (AVX2), 2 threads, torch 2.13.0, transformers 5.23.0, commit 0123456789." in text
+    assert "on cpu (AVX2), 2 threads, torch 2.13.0, transformers 5.23.0, commit fedcba9876, 0123456789." in text
 
 
 def test_the_figure_shows_differences_to_the_pilot_and_whether_they_are_better(report: Any, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_lastfm_weighs_users_by_their_items(report: Any, tmp_path: Path) -> None
     facts = {"settings": SETTINGS | {"kind": "next_item"}, "seconds": {"training": {"pilot": 1.0}}}
     arms = {"pilot": scores | {"strength": 0.0, "validation": [0, 0]}}
     write(tmp_path / "quality" / "lastfm" / "best_seed0_copilots.json", facts | {"arms": arms})
-    found = [cell.split()[0] for cell in cells(report.lastfm(tmp_path), "Pilot")[:3]]
+    found = [cell.split()[0] for cell in cells(report.SECTIONS["lastfm"](tmp_path), "Pilot")[:3]]
     assert found == ["0.7500", "0.3750", "1.2500"]
 
 
@@ -312,20 +312,31 @@ def test_the_theorem_is_shown_with_where_the_error_falls(report: Any, tmp_path: 
     measured = {"strengths": [0.0, 0.5, 1.0, 1.5], "brier": [0.8, 0.7, 0.75, 0.85], "seeds": [0, 1]}
     quantities = {"validation": of_split, "held_out": of_split | {"holds": False}}
     write(tmp_path / "quality" / "theorem_lastfm.json", measured | {"quantities": quantities})
-    text = report.theorem_lastfm(tmp_path)
+    text = report.SECTIONS["theorem"](tmp_path)
     assert cells(text, "validation") == ["0.9000", "0.2000", "0.8000", "0.1000", "1.2500", "yes"]
     assert cells(text, "held out")[-1] == "no"
     assert "0.8000 at λ = 0, falls for every λ measured from 0.5 to 1 and is least, 0.7000, at 0.5" in text
     assert "2 seeds." in text
 
 
-def test_readme_shows_the_arms_that_matter_most(report: Any, tmp_path: Path) -> None:
-    one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
-    write_mawps(tmp_path, 0, pilot=one, pair=one, fresh=one)
-    assert "without a log" not in report.mawps(tmp_path)
-    assert "without a log" in report.every_mawps(tmp_path)
-    for text in (report.mawps(tmp_path), report.every_mawps(tmp_path)):
-        assert "Pilot + Copilot" in text
+def test_the_overview_holds_the_pilots_scores_and_what_others_add_in_what_time(report: Any, tmp_path: Path) -> None:
+    scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
+    for seed in range(2):
+        write_mawps(tmp_path, seed, pilot=arm([0] * 4, **scores), pair=arm([1] * 4, [0.1] * 4, [5] * 4, strength=0.5))
+    rival = {"seconds": {"training": {"pilot": 150.0}}, "arms": {"extra_compute_latest": arm([0] * 4, **scores)}}
+    write(tmp_path / "quality" / "mawps" / "best_seed1_extra_compute_latest.json", rival | {"extra": 0.5})
+    text = report.overview(tmp_path)
+    assert cells(text, "") == ["Pilot", *sys.modules["report_quality"].COLUMNS]
+    assert cells(text, "**MAWPS, 3 epochs** (2 seeds)") == ["", "", "1.20 ×", "", "", "1.50 ×, 1 seed"]
+    assert cells(text, "Brier score ↓") == [
+        "0.2000",
+        "",
+        "**-0.1000 [-0.1000, -0.1000]**",
+        "",
+        "",
+        "+0.0000 [+0.0000, +0.0000]",
+    ]
+    assert report.overview(tmp_path / "empty") == "Not measured yet."
 
 
 def test_only_what_stands_between_markers_changes(report: Any, tmp_path: Path) -> None:
