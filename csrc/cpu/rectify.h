@@ -147,22 +147,18 @@ inline Floats corrected(const Rectify& job, Floats z, Floats delta) {
   }
 }
 
-// exp(x) - 1 for -1 <= x <= 0, by its Taylor series.
-inline Floats expm1_near(Floats x) {
-  Floats p = broadcast(1.0f / 3628800);
-  for (const float factorial : {362880.0f, 40320.0f, 5040.0f, 720.0f, 120.0f, 24.0f, 6.0f, 2.0f}) {
-    p = p * x + 1.0f / factorial;
-  }
-  return p * (x * x) + x;
-}
-
-// log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0.
+// log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0. Both weights are above 0.
 inline Floats log_mean(Floats difference, Floats weight, Floats one_minus_weight) {
+  const Exponential e = exponential_of(maximum(broadcast(-87.0f), difference));  // a NaN stays
+  const Floats scale = power_of_two(__builtin_convertvector(e.n, Ints));
+  const Floats scaled = scale * e.expm1;  // exp(difference) - scale
   const Ints near = difference > -1.0f;
-  const Floats x = weight * expm1_near(maximum(difference, broadcast(-1.0f)));
-  const Floats mean = near ? x + 1.0f : one_minus_weight + weight * exp(difference);
-  // What the rounding of 1 + x has lost, as log1p returns it.
-  return log(mean) + (near ? (x - (mean - 1.0f)) / mean : Floats{});
+  const Floats x = weight * (scaled + (scale - 1.0f));
+  const Floats mean = near ? x + 1.0f : one_minus_weight + weight * (scaled + scale);
+  const Floats lost = near ? x - (mean - 1.0f) : Floats{};  // by the rounding of 1 + x
+  const Logarithm parts = logarithm_of(mean);
+  const Floats result = log_from(__builtin_convertvector(parts.n, Floats), parts.m + lost * power_of_two(-parts.n));
+  return mean > 0.0f ? result : mean;  // a NaN
 }
 
 // log p~ of the simplex mixture, the larger of p and q factored out.
@@ -300,7 +296,7 @@ inline const float* corrected_of(const Rectify& job, const float* logits, Candid
 // First pass: the sums of z and w.
 inline void reduce_row(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch) {
   const RowPartials partials(job, scratch);
-  float logits_buffer[kChunk], delta_buffer[kChunk], corrected_buffer[kChunk];
+  alignas(sizeof(Floats)) float logits_buffer[kChunk], delta_buffer[kChunk], corrected_buffer[kChunk];
   Candidates candidates = candidates_of(job, row);
   take_below(candidates, first * kChunk);
   for (int64_t at = first; at < last; ++at) {
@@ -325,7 +321,7 @@ inline void reduce_row(const Rectify& job, int64_t row, int64_t first, int64_t l
 inline void total_row(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch) {
   const RowPartials partials(job, scratch);
   const LogSum pilot = combine(partials.pilot, partials.size);
-  float logits_buffer[kChunk], delta_buffer[kChunk];
+  alignas(sizeof(Floats)) float logits_buffer[kChunk], delta_buffer[kChunk];
   for (int64_t at = first; at < last; ++at) {
     const Chunk chunk = chunk_at(job, at);
     const float* z = logits_of(job, row, chunk, logits_buffer);
@@ -339,7 +335,7 @@ inline void total_row(const Rectify& job, int64_t row, int64_t first, int64_t la
 // Last pass: log p~.
 inline void write_row(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch) {
   const Solution solution = solve(job, row, RowPartials(job, scratch));
-  float logits_buffer[kChunk], delta_buffer[kChunk], out_buffer[kChunk];
+  alignas(sizeof(Floats)) float logits_buffer[kChunk], delta_buffer[kChunk], out_buffer[kChunk];
   float* out = job.out + row * job.out_stride;
   for (int64_t at = first; at < last; ++at) {
     const Chunk chunk = chunk_at(job, at);
