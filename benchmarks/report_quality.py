@@ -77,8 +77,8 @@ METRICS = {"written_answers": [EXACT, ANSWERS, BRIER, NLL], "next_item": [HIT, N
 # The overview's rows, by experiment, and its columns: the first of these arms that there is.
 OVERVIEW = {
     "mawps": ("MAWPS", [EXACT, ANSWERS, BRIER]),
-    "openbookqa": ("OpenBookQA", [ANSWERS, BRIER]),
-    "boolq": ("BoolQ", [ANSWERS, BRIER]),
+    "openbookqa": ("OpenBookQA", [EXACT, BRIER]),
+    "boolq": ("BoolQ", [EXACT, BRIER]),
     "gsm8k": ("GSM8K", [ANSWERS, BRIER]),
     "lastfm": ("LastFM", [NDCG, NLL]),
 }

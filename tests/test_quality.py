@@ -37,7 +37,7 @@ EXPERIMENT = {
     "warmup": 0.1,
     "arms": {
         "pair": {"design": {"layers": 2}, "write": True},
-        "latest": {"design": {"layers": 2}, "mistakes": "final", "updates": 2},
+        "latest": {"design": {"layers": 2}, "mistakes": "final", "updates": 2, "draws": 2},
         "finish": {"design": {"layers": 2}, "mistakes": "both", "final_pass": 0.5},
         "cross_fitted": {"design": {"layers": 2}, "mistakes": "cross_fitted", "log_rounds": 1},
         "transferred": {"design": {"layers": 2}, "mistakes": "another"},

@@ -46,7 +46,7 @@ class Arm:
             trained as long on one half of the rows, on the half it was not trained on; or of "another" Pilot, in its
             training with another seed.
         final_pass: how long it learns from the final Pilot, as a share of the Pilot's steps.
-        learning_rate, updates, log_rounds: see `training.Student`; no rate takes the experiment's.
+        learning_rate, updates, draws, log_rounds: see `training.Student`; no rate takes the experiment's.
         write: whether it also writes its answers freely.
     """
 
@@ -55,6 +55,7 @@ class Arm:
     final_pass: float = 1.0
     learning_rate: float | None = None
     updates: int = 1
+    draws: int = 1
     log_rounds: int = 128
     write: bool = False
 
@@ -128,7 +129,7 @@ class Run:
 
     def student(self, arm: Arm, pair: PilotCopilotModel) -> Student:
         rate = arm.learning_rate or self.experiment.copilot_learning_rate
-        return Student(pair, rate, arm.updates, arm.log_rounds)
+        return Student(pair, rate, arm.updates, arm.draws, arm.log_rounds)
 
     def copilots(self) -> dict[str, Any]:
         """The Pilot and all of the point's arms."""

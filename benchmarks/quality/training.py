@@ -51,13 +51,15 @@ class Student:
     Attributes:
         pair: what it belongs to; only its Copilot is trained.
         learning_rate: the highest of its schedule.
-        updates: steps it takes a round, each on a round drawn from its log.
+        updates: steps it takes a round.
+        draws: rounds drawn from its log for each of these steps.
         log_rounds: how many rounds its log holds.
     """
 
     pair: PilotCopilotModel
     learning_rate: float
     updates: int = 1
+    draws: int = 1
     log_rounds: int = 128
 
 
@@ -75,8 +77,7 @@ class Optimizer:
         self.adam = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(self.adam, self.warmup_steps, self.steps)
 
-    def step(self, loss: Tensor) -> None:
-        loss.backward()
+    def step(self) -> None:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.adam.step()
         self.schedule.step()
@@ -187,7 +188,8 @@ def train(
                 rounds[name] = student.pair.round_of(passed)[1]
         if pilot:
             with stopwatch("pilot", step):
-                pilot.step(loss)
+                loss.backward()
+                pilot.step()
             bar.set_postfix(ce=loss.item(), refresh=False)
         for name, round_ in rounds.items():
             with stopwatch(name, step):
@@ -198,12 +200,14 @@ def train(
 
 
 def learn(student: Student, round_: Any, copilot: Optimizer) -> None:
-    """Log a round, then draw rounds and take a step on each."""
+    """Log a round, then draw rounds and take steps on them."""
     pair = student.pair
     assert pair.mistake_log is not None
     pair.mistake_log.append(round_)
     for _ in range(student.updates):
-        drawn = pair.mistake_log.draw(pair.device)
-        with autocast(pair):
-            loss = copilot_loss(pair.copilot, drawn.mistakes, pair.predict(drawn))
-        copilot.step(loss)
+        for _ in range(student.draws):
+            drawn = pair.mistake_log.draw(pair.device)
+            with autocast(pair):
+                loss = copilot_loss(pair.copilot, drawn.mistakes, pair.predict(drawn))
+            (loss / student.draws).backward()
+        copilot.step()
