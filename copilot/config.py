@@ -15,7 +15,7 @@ ENCODER_DECODER = ("t5",)
 
 FEEDBACKS = ("observed", "predicted")
 VISIBILITIES = ("current", "previous")
-CONTEXT_LAYERS = ("even", "every", "first_half", "second_half")
+CONTEXT_LAYERS = ("even", "every", "first_half", "second_half", "last")
 TABLES = ("own", "tied", "factored")
 
 
@@ -47,8 +47,9 @@ class CopilotConfig(PretrainedConfig):
         loss: "rmse" (Eq. 7), or "ce" and "kl" for the ablation.
         pooling: Pool of Eq. 6 over the Pilot's layers, "mean", "max" or "sum".
         context_layers: where the Pilot's states enter (the paper's patterns 1-4): all Pilot layers pooled into the
-            Copilot's "even" layers or "every" layer; only the "first_half" or "second_half" of the Pilot's layers
-            pooled (into even layers). An encoder-decoder Copilot cross-attends in every layer: there "even" is "every".
+            Copilot's "even" layers or "every" layer; only the "first_half", the "second_half" or the "last" of the
+            Pilot's layers (into even layers). An encoder-decoder Copilot cross-attends in every layer: there "even" is
+            "every".
         context_norm: normalise X~ and h (RMSNorm, each its own) before they become keys and values. The paper's text
             has no such norm.
         head: the c -> V output, zero-initialised: "own" V x c matrix; "tied" to the Pilot's output embedding behind a

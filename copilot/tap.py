@@ -46,14 +46,15 @@ class PilotTap:
 
     Args:
         pilot: a supported model.
-        context_layers: "first_half" and "second_half" tap that half of the layers, everything else all of them.
+        context_layers: "first_half" and "second_half" tap that half of the layers, "last" the last, everything else all of them.
     """
 
     def __init__(self, pilot: PreTrainedModel, context_layers: str):
         layers = list(decoder_layers(pilot))
         half = len(layers) // 2
         self.first = layers[0]
-        self.layers = {"first_half": layers[: max(half, 1)], "second_half": layers[half:]}.get(context_layers, layers)
+        parts = {"first_half": layers[: max(half, 1)], "second_half": layers[half:], "last": layers[-1:]}
+        self.layers = parts.get(context_layers, layers)
 
     @contextmanager
     def __call__(self, tail: int | None = None) -> Iterator[Tapped]:

@@ -134,7 +134,7 @@ def test_decoding_step_by_step_equals_one_forward_in_every_family(kind, table):
     assert_decoding_equals_rescoring(kind, random_pair(kind, head=table, error_in=table))
 
 
-@pytest.mark.parametrize("context_layers", ["every", "first_half", "second_half"])
+@pytest.mark.parametrize("context_layers", ["every", "first_half", "second_half", "last"])
 @pytest.mark.parametrize("pooling", ["mean", "max", "sum"])
 @both_kinds
 def test_decoding_step_by_step_equals_one_forward_in_every_pattern(kind, context_layers, pooling):

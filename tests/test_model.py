@@ -154,7 +154,7 @@ def keys_per_layer(pair: PilotCopilotForCausalLM, inputs: Inputs) -> list[int]:
 
 @pytest.mark.parametrize(
     ("context_layers", "reading"),
-    [("even", [1, 3]), ("every", [0, 1, 2, 3]), ("first_half", [1, 3]), ("second_half", [1, 3])],
+    [("even", [1, 3]), ("every", [0, 1, 2, 3]), ("first_half", [1, 3]), ("second_half", [1, 3]), ("last", [1, 3])],
 )
 def test_the_chosen_copilot_layers_read_the_context(context_layers, reading):
     """The 2nd and 4th layer (pattern 1), or all of them (pattern 2), attend to X~ and h instead of to themselves."""
@@ -194,7 +194,7 @@ def test_every_layer_of_an_encoder_decoder_copilot_reads_the_context():
 @both_kinds
 @pytest.mark.parametrize(
     ("context_layers", "pooled"),
-    [("even", [0, 1, 2, 3]), ("every", [0, 1, 2, 3]), ("first_half", [0, 1]), ("second_half", [2, 3])],
+    [("even", [0, 1, 2, 3]), ("every", [0, 1, 2, 3]), ("first_half", [0, 1]), ("second_half", [2, 3]), ("last", [3])],
 )
 @pytest.mark.parametrize("pooling", ["mean", "max", "sum"])
 def test_the_logged_state_pools_the_outputs_of_the_chosen_pilot_layers(kind, context_layers, pooled, pooling):
