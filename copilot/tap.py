@@ -46,7 +46,8 @@ class PilotTap:
 
     Args:
         pilot: a supported model.
-        context_layers: "first_half" and "second_half" tap that half of the layers, "last" the last, everything else all of them.
+        context_layers: "first_half" and "second_half" tap that half of the layers, "last" the last of them, everything
+            else all.
     """
 
     def __init__(self, pilot: PreTrainedModel, context_layers: str):
