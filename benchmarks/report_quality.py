@@ -79,7 +79,7 @@ OVERVIEW = {
     "mawps": ("MAWPS", [EXACT, ANSWERS, BRIER]),
     "openbookqa": ("OpenBookQA", [EXACT, BRIER]),
     "boolq": ("BoolQ", [EXACT, BRIER]),
-    "gsm8k": ("GSM8K", [ANSWERS, BRIER]),
+    "gsm8k": ("GSM8K", [BRIER, NLL]),
     "lastfm": ("LastFM", [NDCG, NLL]),
 }
 COLUMNS = {

@@ -61,6 +61,7 @@ def train(
     copilot_weight_decay: float = 0.0,
     warmup_steps: int = 0,
     max_gradient_norm: float = 1.0,
+    copilot_updates: int = 1,
     log_rounds: int = 128,
     log_hidden_dtype: str = "bfloat16",
     bf16: bool = False,
@@ -75,6 +76,7 @@ def train(
         batch_size: rows in one forward; an optimizer step sees `accumulation_steps` of them.
         warmup_steps: optimizer steps over which both learning rates rise, before both follow a cosine to 0.
         max_gradient_norm: each model's gradient is clipped to it by itself.
+        copilot_updates: optimizer steps of the Copilot for each of the Pilot's, each on rounds drawn anew.
         log_rounds: how many recent optimizer steps' rounds the Mistake Log holds.
         bf16: compute in bfloat16 autocast; the parameters keep their type.
     """
@@ -116,6 +118,14 @@ def train(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            for _ in range(copilot_updates - 1):
+                for _ in accumulated:
+                    with torch.autocast(pair.device.type, torch.bfloat16, enabled=bf16):
+                        again = pair.replayed_loss() / len(accumulated)
+                    again.backward()
+                nn.utils.clip_grad_norm_(pair.copilot.parameters(), max_gradient_norm)
+                optimizer.step()  # of the Copilot alone: the Pilot has no gradient now
+                optimizer.zero_grad()
 
             bar.update()
             if bar.n % REFRESH_BAR_EVERY == 0 or bar.n == total_steps:

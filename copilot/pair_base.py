@@ -227,18 +227,24 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
     def losses(self, passed: PilotPass, strength: float, num_items_in_batch: Tensor | int | None) -> PairOutput:
         """Both losses of a batch from the Pilot's forward; see `forward`."""
         losses, round_ = self.round_of(passed)
-        mistakes = round_.mistakes
+        of_pilot = losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
         if self.training and self.mistake_log is not None:
             self.mistake_log.append(round_)
-            round_ = self.mistake_log.draw(losses.device)
+            of_copilot = self.replayed_loss()
+            return PairOutput(loss=of_pilot + of_copilot, pilot_loss=of_pilot, copilot_loss=of_copilot)
         delta = self.predict(round_)
         of_copilot = copilot_loss(self.copilot, round_.mistakes, delta)
-        of_pilot = losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
         output = PairOutput(loss=of_pilot + of_copilot, pilot_loss=of_pilot, copilot_loss=of_copilot)
         if passed.every_logits is None:
             return output
-        logits = self._scored(passed.every_logits, passed.supervision.rows, mistakes, delta, strength)
-        return replace(output, logits=logits, mistakes=mistakes, delta=delta)
+        logits = self._scored(passed.every_logits, passed.supervision.rows, round_.mistakes, delta, strength)
+        return replace(output, logits=logits, mistakes=round_.mistakes, delta=delta)
+
+    def replayed_loss(self) -> Tensor:
+        """The Copilot's loss (Eq. 7) on a round drawn from the Mistake Log."""
+        assert self.mistake_log is not None
+        round_ = self.mistake_log.draw(self.device)
+        return copilot_loss(self.copilot, round_.mistakes, self.predict(round_))
 
     def _scored(self, logits: Tensor, rows: Tensor, mistakes: Mistakes, delta: Tensor, strength: float) -> Tensor:
         """(B, S, V): log p~ in the supervised rows and the Pilot's log p^ in the others; raw logits at strength 0."""

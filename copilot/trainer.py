@@ -46,6 +46,7 @@ class CopilotTrainingArguments(TrainingArguments):
     copilot_learning_rate: float = field(default=5e-4, metadata={"help": "The Copilot's peak learning rate."})
     copilot_weight_decay: float = field(default=0.0, metadata={"help": "The Copilot's weight decay."})
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Schedule of both rates."})
+    copilot_updates: int = field(default=1, metadata={"help": "The Copilot's optimizer steps for each of the Pilot's."})
     log_rounds: int = field(default=128, metadata={"help": "Optimizer steps whose rounds the Mistake Log holds."})
     log_hidden_dtype: str = field(
         default="bfloat16", metadata={"help": "The Mistake Log keeps states as 'bfloat16', 'int8' or 'float32'."}
@@ -71,8 +72,21 @@ class CopilotTrainingArguments(TrainingArguments):
             raise ValueError(
                 "activation_checkpointing (gradient_checkpointing) is True, expected False: enable it of pair.pilot"
             )
+        if self.copilot_updates < 1:
+            raise ValueError(f"copilot_updates must be at least 1; got {self.copilot_updates}")
         if self.fsdp or self.deepspeed:
             raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")
+
+
+class FurtherUpdates(TrainerCallback):
+    """The steps that the Copilot takes after each one of both models, before anything is saved or evaluated."""
+
+    def __init__(self, trainer: CopilotTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args: CopilotTrainingArguments, *_others: Any, **_options: Any) -> None:
+        for _ in range(args.copilot_updates - 1):
+            self.trainer.update_copilot()
 
 
 class CopilotTrainer(Trainer):
@@ -80,7 +94,8 @@ class CopilotTrainer(Trainer):
 
     Every micro-batch is a round: the Pilot's forward, its round appended to the Mistake Log, a round drawn from the
     log, the Copilot's forward on that. One AdamW updates both with their own learning rates; gradients are clipped
-    per model. Logged: `ce` (Pilot, per token), `rmse` (Copilot, Eq. 7), `learning_rate`, `copilot_learning_rate`.
+    per model. With `copilot_updates` above 1 the Copilot takes further steps, alone, on rounds drawn anew. Logged: `ce`
+    (Pilot, per token), `rmse` (Copilot, Eq. 7), `learning_rate`, `copilot_learning_rate`.
 
     Args:
         model: the pair.
@@ -153,6 +168,8 @@ class CopilotTrainer(Trainer):
         model.mistake_log = self.mistake_log = MistakeLog(
             args.log_rounds * args.gradient_accumulation_steps, seed=args.seed, hidden_dtype=args.log_hidden_dtype
         )
+        if args.copilot_updates > 1:
+            self.add_callback(FurtherUpdates(self))
         # A mean of squares is what adds up over batches; an RMSE is squared first.
         self._copilot_metric, self._power = {"rmse": ("rmse", 2)}.get(model.config.loss, ("copilot_loss", 1))
         # On the device. Since the last log line: Pilot's loss, Copilot's loss, steps.
@@ -213,6 +230,24 @@ class CopilotTrainer(Trainer):
             self._eval_sums += torch.stack(sums).detach()
         loss = pilot_loss + copilot_loss
         return (loss, outputs) if return_outputs else loss
+
+    def update_copilot(self) -> None:
+        """One optimizer step of the Copilot alone, on rounds drawn from the Mistake Log."""
+        copilot, rounds = self.model.copilot, self.current_gradient_accumulation_steps
+        for _ in range(rounds):
+            with self.accelerator.autocast():
+                loss = self.model.replayed_loss() / rounds
+            self.accelerator.backward(loss)
+        if self.accelerator.num_processes > 1:  # DDP averages only what its own forward has computed
+            for parameter in copilot.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        if self.args.max_grad_norm > 0:
+            self.accelerator.unscale_gradients()
+            nn.utils.clip_grad_norm_(copilot.parameters(), self.args.max_grad_norm)
+        assert self.optimizer is not None
+        self.optimizer.step()  # the Pilot has no gradient now
+        self.model.zero_grad()
 
     # ---- Logs ----
 

@@ -87,6 +87,7 @@ def run_trainer(folder: Path, batch_size: int) -> None:
             save_steps=2,
             logging_steps=1,
             log_rounds=1,
+            copilot_updates=2,
             log_hidden_dtype="float32",
             report_to="none",
             use_cpu=True,

@@ -18,9 +18,11 @@ ROWS = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "bf16"), [("llama", False), ("llama", True), ("t5", False)], ids=["llama", "llama-bf16", "t5"]
+    ("kind", "bf16", "updates"),
+    [("llama", False, 1), ("llama", True, 1), ("llama", True, 3), ("t5", False, 2)],
+    ids=["llama", "llama-bf16", "llama-bf16-3-updates", "t5-2-updates"],
 )
-def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_path, kind, bf16):
+def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_path, kind, bf16, updates):
     def make_pair() -> PilotCopilotForCausalLM | PilotCopilotForSeq2SeqLM:
         pair_class = PilotCopilotForSeq2SeqLM if kind == "t5" else PilotCopilotForCausalLM
         pilot = tiny_pilot(kind)
@@ -34,6 +36,7 @@ def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_pat
         "weight_decay": 0.1,
         "copilot_weight_decay": 0.2,
         "warmup_steps": 2,
+        "copilot_updates": updates,
         "log_rounds": 2,
         "bf16": bf16,
         "seed": 5,

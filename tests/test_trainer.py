@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 
-from copilot import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
+from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 from copilot.data import DataCollator, prepare_dataset
 from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
 
@@ -149,6 +149,26 @@ def test_the_copilots_loss_is_averaged_over_the_accumulation_steps(make_pair, ma
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
 
 
+def test_further_updates_move_the_copilot_alone_each_on_rounds_of_its_own(make_pair, make_trainer, monkeypatch):
+    once, twice = make_pair(), make_pair()
+    make_trainer(once, log_rounds=1, max_steps=1, output="once").train()
+    steps, draws = [], []
+    draw = MistakeLog.draw
+    monkeypatch.setattr(MistakeLog, "draw", lambda log, device: draws.append(log) or draw(log, device))
+    trainer = make_trainer(twice, log_rounds=1, max_steps=1, copilot_updates=3, max_grad_norm=1e-3)
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_post_hook(
+        lambda optimizer, *_: steps.append([p.grad is not None for g in optimizer.param_groups for p in g["params"]])
+    )
+    trainer.train()
+    pilot, copilot = (sum(1 for _ in part.parameters()) for part in (twice.pilot, twice.copilot))
+    assert [sum(of_step) for of_step in steps] == [pilot + copilot, copilot, copilot]
+    assert len(draws) == 3 * 2  # of two micro-batches
+    moved = {name for name, value in twice.state_dict().items() if not torch.equal(value, once.state_dict()[name])}
+    assert moved
+    assert all(p.grad is None for p in twice.parameters())
+
+
 def test_gradients_are_clipped_per_model(make_pair, make_trainer):
     pair = make_pair()
     trainer = make_trainer(pair, max_steps=1, max_grad_norm=1e-4)
@@ -256,6 +276,7 @@ CASES = {
         PILOT_LORA,
     ),
     "encoder-decoder": ("t5", {}, None),
+    "two updates": ("llama", {}, PILOT_LORA),
 }
 
 
@@ -264,6 +285,7 @@ def test_a_resumed_run_continues_bit_for_bit(make_pair, make_trainer, case):
     kind, config, peft_config = CASES[case]
     # Three steps an epoch, the last of them with one micro-batch: the run stops within its second epoch, the log full.
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 3}
+    options["copilot_updates"] = 2 if case == "two updates" else 1
     straight = make_pair(kind, **config)
     make_trainer(straight, peft_config=peft_config, **options).train()
 

@@ -40,7 +40,8 @@ class Mistakes:
 
     def cpu(self) -> Mistakes:
         """A copy in the CPU's memory, or these where they are there already."""
-        return Mistakes(**{name: None if value is None else value.cpu() for name, value in vars(self).items()})
+        moved = {name: value.cpu() for name, value in self.tensors().items()}
+        return Mistakes(top_index=moved.pop("top_index", None), **moved)
 
     def error(self) -> tuple[Tensor | None, Tensor]:
         """The mistake as the Copilot reads it: (index, value) with l = sum_j value_j onehot(index_j).
