@@ -83,7 +83,7 @@ OVERVIEW = {
     "lastfm": ("LastFM", [NDCG, NLL]),
 }
 COLUMNS = {
-    "softmax(z / T)": ["tempered"],
+    "temperature": ["tempered"],
     "+ Copilot": ["pair"],
     "+ Copilot, two steps": ["recent"],
     "trained longer": ["extra_compute"],

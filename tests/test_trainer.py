@@ -415,7 +415,9 @@ def test_a_foreign_checkpoint_is_one_error_and_changes_nothing(make_pair, make_t
 # ---- Refusals ----
 
 
-@pytest.mark.parametrize("option", [{"label_smoothing_factor": 0.1}, {"fsdp": True}, {CHECKPOINTING: True}])
+@pytest.mark.parametrize(
+    "option", [{"label_smoothing_factor": 0.1}, {"fsdp": True}, {CHECKPOINTING: True}, {"copilot_updates": 0}]
+)
 def test_options_the_pair_cannot_honour_are_refused(tmp_path, option):
     with pytest.raises(ValueError, match=next(iter(option))):
         CopilotTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **option)
