@@ -144,13 +144,13 @@ def compare(metric: Metric, arm: list[Result], baseline: list[Result]) -> Compar
 
     The examples are those of every seed: an example's differences are averaged before examples are resampled.
     """
-    of_seeds = {result["seed"]: metric.of(result) for result in arm}
-    measured = {seed: values for seed, values in of_seeds.items() if values is not None}
-    if not measured:
+    values, of_baseline = ({r["seed"]: metric.of(r) for r in results} for results in (arm, baseline))
+    seeds = [seed for seed, value in values.items() if value is not None and of_baseline.get(seed) is not None]
+    if not seeds:
         return None
-    pilot = np.mean([metric.of(result) for result in baseline if result["seed"] in measured], axis=0)
-    found = paired_bootstrap(pilot, np.mean(list(measured.values()), axis=0))
-    return Compared([float(values.mean()) for values in measured.values()], found.difference)
+    measured = [values[seed] for seed in seeds]
+    found = paired_bootstrap(np.mean([of_baseline[seed] for seed in seeds], axis=0), np.mean(measured, axis=0))
+    return Compared([float(value.mean()) for value in measured], found.difference)
 
 
 def quality_cell(metric: Metric, arm: list[Result], baseline: list[Result]) -> str:

@@ -218,6 +218,17 @@ def test_an_arm_of_fewer_seeds_says_so_and_is_compared_with_the_pilots_of_those(
     assert "+25.0 [" in cells(report.SECTIONS["mawps"](tmp_path), row)[0]
 
 
+def test_a_metric_that_a_rival_lacks_is_not_compared(report: Any, tmp_path: Path) -> None:
+    one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
+    silent = {name: value for name, value in one.items() if name != "answers, greedy"}
+    write_mawps(tmp_path, 0, pilot=one, pair=one)
+    rival = {"seconds": {"training": {"pilot": 120.0}}, "arms": {"extra_compute": silent}, "extra": 0.2}
+    write(tmp_path / "quality" / "mawps" / "best_seed0_extra_compute.json", rival)
+    exact, answers, *_ = cells(report.SECTIONS["mawps"](tmp_path), "Pilot + Copilot − Pilot, trained longer")
+    assert exact == "+0.0 [+0.0, +0.0]"
+    assert answers == ""
+
+
 def test_a_copilot_is_compared_with_the_pilot_that_was_trained_as_long(report: Any, tmp_path: Path) -> None:
     scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
     for seed in range(2):
