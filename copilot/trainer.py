@@ -15,23 +15,20 @@ from typing import Any, TypeAlias
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCardData
-from peft import PeftConfig, set_peft_model_state_dict
+from peft import PeftConfig
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
+from copilot.checkpoints import has_adapters, read_weights, write_weights
 from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import parameter_groups
 from copilot.loss import IGNORE_INDEX
 from copilot.mistake_log import MistakeLog
-from copilot.model import CopilotModel
 from copilot.pair import PilotCopilotModel
 
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
-
-ADAPTER_PREFIX = "base_model.model."  # save_pretrained writes it before each name of an adapter
 
 
 @dataclass
@@ -378,57 +375,3 @@ print(tokenizer.decode(pair.generate(**inputs, max_new_tokens=64)[0]))
 Learning rates {args.learning_rate} (Pilot) and {args.copilot_learning_rate} (Copilot), seed {args.seed},
 {args.train_batch_size} rows a process and micro-batch, {args.gradient_accumulation_steps} accumulation steps.
 """
-
-
-def read_weights(pair: PilotCopilotModel, directory: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read what `pair.save_pretrained(directory, save_pilot=True)` wrote, without changing the pair.
-
-    Returns:
-        State of the Copilot, and of the Pilot or, when it has adapters, of its active adapter.
-
-    Raises:
-        ValueError: weights that are not this pair's.
-    """
-    copilot = read_model(CopilotModel, directory)
-    check_equal_shapes("Copilot", copilot, pair.copilot.state_dict())
-    if has_adapters(pair):
-        saved = load_file(directory / "pilot" / "adapter_model.safetensors")
-        pilot = {name.removeprefix(ADAPTER_PREFIX): tensor for name, tensor in saved.items()}
-        check_equal_shapes("Pilot's adapter", pilot, pair.pilot.get_adapter_state_dict())
-    else:
-        pilot = read_model(type(pair.pilot), directory / "pilot")
-        check_equal_shapes("Pilot", pilot, pair.pilot.state_dict())
-    return copilot, pilot
-
-
-def read_model(model_class: type[PreTrainedModel], directory: Path) -> dict[str, Tensor]:
-    """State of a saved model; its own class knows how it was written (shards, renamed and tied weights)."""
-    model, info = model_class.from_pretrained(directory, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ValueError(f"{directory} lacks the weights {sorted(info['missing_keys'])[:3]}")
-    return model.state_dict()
-
-
-def check_equal_shapes(owner: str, saved: dict[str, Tensor], current: dict[str, Tensor]) -> None:
-    """Raise ValueError, naming some of the tensors that one side lacks or that differ in shape."""
-    saved_shapes = {(name, tuple(tensor.shape)) for name, tensor in saved.items()}
-    current_shapes = {(name, tuple(tensor.shape)) for name, tensor in current.items()}
-    if saved_shapes != current_shapes:
-        raise ValueError(
-            f"its {owner} has the weights {sorted(saved_shapes - current_shapes)[:3]}, "
-            f"this run's has {sorted(current_shapes - saved_shapes)[:3]}"
-        )
-
-
-def write_weights(pair: PilotCopilotModel, copilot: dict[str, Tensor], pilot: dict[str, Tensor]) -> None:
-    """Put the result of `read_weights` into the pair, in place."""
-    pair.copilot.load_state_dict(copilot)
-    if has_adapters(pair):
-        set_peft_model_state_dict(pair.pilot, pilot, adapter_name=pair.pilot.active_adapters()[0])
-    else:
-        pair.pilot.load_state_dict(pilot)
-
-
-def has_adapters(pair: PilotCopilotModel) -> bool:
-    """Whether the Pilot trains adapters, so that only these are saved."""
-    return bool(getattr(pair.pilot, "peft_config", None))
