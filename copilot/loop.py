@@ -116,16 +116,16 @@ def train(
             for model in (pair.pilot, pair.copilot):
                 nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)
             optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
             for _ in range(copilot_updates - 1):
+                optimizer.zero_grad()  # without a gradient the Pilot stays as it is
                 for _ in accumulated:
                     with torch.autocast(pair.device.type, torch.bfloat16, enabled=bf16):
                         again = pair.replayed_loss() / len(accumulated)
                     again.backward()
                 nn.utils.clip_grad_norm_(pair.copilot.parameters(), max_gradient_norm)
-                optimizer.step()  # of the Copilot alone: the Pilot has no gradient now
-                optimizer.zero_grad()
+                optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
 
             bar.update()
             if bar.n % REFRESH_BAR_EVERY == 0 or bar.n == total_steps:

@@ -76,12 +76,12 @@ class CopilotTrainingArguments(TrainingArguments):
 
 
 class FurtherUpdates(TrainerCallback):
-    """The steps that the Copilot takes after each one of both models, before anything is saved or evaluated."""
+    """The steps that the Copilot takes after each one of both models, at the learning rate of that."""
 
     def __init__(self, trainer: CopilotTrainer):
         self.trainer = trainer
 
-    def on_step_end(self, args: CopilotTrainingArguments, *_others: Any, **_options: Any) -> None:
+    def on_optimizer_step(self, args: CopilotTrainingArguments, *_others: Any, **_options: Any) -> None:
         for _ in range(args.copilot_updates - 1):
             self.trainer.update_copilot()
 
@@ -165,8 +165,7 @@ class CopilotTrainer(Trainer):
         model.mistake_log = self.mistake_log = MistakeLog(
             args.log_rounds * args.gradient_accumulation_steps, seed=args.seed, hidden_dtype=args.log_hidden_dtype
         )
-        if args.copilot_updates > 1:
-            self.add_callback(FurtherUpdates(self))
+        self.add_callback(FurtherUpdates(self))
         # A mean of squares is what adds up over batches; an RMSE is squared first.
         self._copilot_metric, self._power = {"rmse": ("rmse", 2)}.get(model.config.loss, ("copilot_loss", 1))
         # On the device. Since the last log line: Pilot's loss, Copilot's loss, steps.
@@ -231,6 +230,7 @@ class CopilotTrainer(Trainer):
     def update_copilot(self) -> None:
         """One optimizer step of the Copilot alone, on rounds drawn from the Mistake Log."""
         copilot, rounds = self.model.copilot, self.current_gradient_accumulation_steps
+        self.model.zero_grad()  # without a gradient the Pilot stays as it is
         for _ in range(rounds):
             with self.accelerator.autocast():
                 loss = self.model.replayed_loss() / rounds
@@ -243,8 +243,7 @@ class CopilotTrainer(Trainer):
             self.accelerator.unscale_gradients()
             nn.utils.clip_grad_norm_(copilot.parameters(), self.args.max_grad_norm)
         assert self.optimizer is not None
-        self.optimizer.step()  # the Pilot has no gradient now
-        self.model.zero_grad()
+        self.optimizer.step()
 
     # ---- Logs ----
 

@@ -155,7 +155,7 @@ def test_further_updates_move_the_copilot_alone_each_on_rounds_of_its_own(make_p
     steps, draws = [], []
     draw = MistakeLog.draw
     monkeypatch.setattr(MistakeLog, "draw", lambda log, device: draws.append(log) or draw(log, device))
-    trainer = make_trainer(twice, log_rounds=1, max_steps=1, copilot_updates=3, max_grad_norm=1e-3)
+    trainer = make_trainer(twice, log_rounds=1, max_steps=1, copilot_updates=3)
     trainer.create_optimizer()
     trainer.optimizer.register_step_post_hook(
         lambda optimizer, *_: steps.append([p.grad is not None for g in optimizer.param_groups for p in g["params"]])
@@ -166,7 +166,7 @@ def test_further_updates_move_the_copilot_alone_each_on_rounds_of_its_own(make_p
     assert len(draws) == 3 * 2  # of two micro-batches
     moved = {name for name, value in twice.state_dict().items() if not torch.equal(value, once.state_dict()[name])}
     assert moved
-    assert all(p.grad is None for p in twice.parameters())
+    assert all(name.startswith("copilot.") for name in moved)
 
 
 def test_gradients_are_clipped_per_model(make_pair, make_trainer):
