@@ -147,7 +147,7 @@ inline Floats corrected(const Rectify& job, Floats z, Floats delta) {
   }
 }
 
-// log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0. Both weights are above 0.
+// log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0. What is below e^-87 counts as that.
 inline Floats log_mean(Floats difference, Floats weight, Floats one_minus_weight) {
   const Exponential e = exponential_of(maximum(broadcast(-87.0f), difference));  // a NaN stays
   const Floats scale = power_of_two(__builtin_convertvector(e.n, Ints));
@@ -296,7 +296,7 @@ inline const float* corrected_of(const Rectify& job, const float* logits, Candid
 // First pass: the sums of z and w.
 inline void reduce_row(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch) {
   const RowPartials partials(job, scratch);
-  alignas(sizeof(Floats)) float logits_buffer[kChunk], delta_buffer[kChunk], corrected_buffer[kChunk];
+  float logits_buffer[kChunk], delta_buffer[kChunk], corrected_buffer[kChunk];
   Candidates candidates = candidates_of(job, row);
   take_below(candidates, first * kChunk);
   for (int64_t at = first; at < last; ++at) {
@@ -321,7 +321,7 @@ inline void reduce_row(const Rectify& job, int64_t row, int64_t first, int64_t l
 inline void total_row(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch) {
   const RowPartials partials(job, scratch);
   const LogSum pilot = combine(partials.pilot, partials.size);
-  alignas(sizeof(Floats)) float logits_buffer[kChunk], delta_buffer[kChunk];
+  float logits_buffer[kChunk], delta_buffer[kChunk];
   for (int64_t at = first; at < last; ++at) {
     const Chunk chunk = chunk_at(job, at);
     const float* z = logits_of(job, row, chunk, logits_buffer);
@@ -335,7 +335,7 @@ inline void total_row(const Rectify& job, int64_t row, int64_t first, int64_t la
 // Last pass: log p~.
 inline void write_row(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch) {
   const Solution solution = solve(job, row, RowPartials(job, scratch));
-  alignas(sizeof(Floats)) float logits_buffer[kChunk], delta_buffer[kChunk], out_buffer[kChunk];
+  float logits_buffer[kChunk], delta_buffer[kChunk], out_buffer[kChunk];
   float* out = job.out + row * job.out_stride;
   for (int64_t at = first; at < last; ++at) {
     const Chunk chunk = chunk_at(job, at);
