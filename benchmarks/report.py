@@ -153,7 +153,8 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "overhead": overhead,
     "overview": overview,
     "theorem": partial(theorem, name="lastfm", about="--data LastFM.txt"),
-    "lastfm": partial(quality, name="lastfm", about="--data LastFM.txt"),
+    **{name: partial(quality, name=name, about="--data LastFM.txt") for name in ("lastfm", "ablation_lastfm")},
+    "equations": partial(quality, name="equations", about="--data DATA"),
     **{
         name: partial(quality, name=name, about="--data DATA --pilot PILOT")
         for name in ("mawps", "openbookqa", "boolq", "gsm8k", "ablation")

@@ -73,13 +73,18 @@ BRIER = Metric("Brier score ↓", lambda arm: per_token(arm, "brier"))
 HIT = Metric("Hit@10 ↑", lambda arm: per_token(arm, "hit@10"))
 NDCG = Metric("NDCG@10 ↑", lambda arm: per_token(arm, "ndcg@10"))
 NLL = Metric("NLL ↓", lambda arm: per_token(arm, "nll"))
-METRICS = {"written_answers": [EXACT, ANSWERS, BRIER, NLL], "next_item": [HIT, NDCG, NLL]}
+METRICS = {
+    "written_answers": [EXACT, ANSWERS, BRIER, NLL],
+    "next_item": [HIT, NDCG, NLL],
+    "equations": [EXACT, BRIER, NLL],
+}
 # The overview's rows, by experiment, and its columns: the first of these arms that there is.
 OVERVIEW = {
     "mawps": ("MAWPS", [EXACT, ANSWERS, BRIER]),
     "openbookqa": ("OpenBookQA", [EXACT, BRIER]),
     "boolq": ("BoolQ", [EXACT, BRIER]),
     "gsm8k": ("GSM8K", [BRIER, NLL]),
+    "equations": ("MAWPS, a small T5", [EXACT, BRIER]),
     "lastfm": ("LastFM", [NDCG, NLL]),
 }
 COLUMNS = {

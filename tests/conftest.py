@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import emulation
 import gpu
 import pytest
 import torch
+from experiments import quality_modules
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     LlamaConfig,
@@ -47,6 +49,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=["<user>", "<assistant>", "<end>"],
         chat_template=CHAT_TEMPLATE,
     )
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The modules of benchmarks/quality, by name."""
+    with quality_modules(monkeypatch) as modules:
+        yield modules
 
 
 @pytest.fixture

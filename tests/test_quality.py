@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import math
 import random
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from builders import fresh_pair, tiny_pilot
+from experiments import QUALITY, run_experiment
 
 from copilot.calibration import Held, agreement, calibration_of, scores
 
-QUALITY = Path(__file__).resolve().parents[1] / "benchmarks" / "quality"
-MODULES = ("models", "tasks", "training", "run", "theorem")
 EXPERIMENT = {
     "kind": "written_answers",
     "task": {
@@ -53,16 +48,6 @@ EXPERIMENT = {
 
 
 @pytest.fixture
-def quality(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The modules of benchmarks/quality, which are scripts and in no package."""
-    monkeypatch.syspath_prepend(str(QUALITY))
-    found = SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    yield found
-    for name in MODULES:
-        sys.modules.pop(name)
-
-
-@pytest.fixture
 def pilot(tmp_path: Path, tokenizer: Any) -> str:
     """A folder with a tiny Pilot and its tokenizer."""
     folder = tmp_path / "pilot"
@@ -87,16 +72,6 @@ def data(tmp_path: Path) -> str:
         rows = [row(number, split != "test") for number in numbers]
         (folder / f"{split}.json").write_text(json.dumps(rows))
     return str(tmp_path / "data")
-
-
-def run_experiment(quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: Any, *arguments: str) -> Path:
-    tmp_path.mkdir(exist_ok=True)
-    path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(facts))
-    out = tmp_path / "results"
-    monkeypatch.setattr(sys, "argv", ["run.py", str(path), "--out", str(out), *arguments])
-    quality.run.main()
-    return out / "toy"
 
 
 def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_examples(
@@ -344,83 +319,6 @@ def test_tempered_scores_are_those_of_the_pilots_softmax_at_that_temperature(
     brier, nll = scores([held], strength, "simplex", "probability").per_token()
     assert brier == pytest.approx((prob - truth).square().sum(1).mean().item(), rel=1e-4)
     assert nll == pytest.approx(-(prob * truth).sum(1).log().mean().item(), rel=1e-4)
-
-
-@pytest.fixture
-def sequences(tmp_path: Path) -> str:
-    draw = random.Random(0)
-    lines = [
-        f"{user} {' '.join(str(draw.randrange(1, 30)) for _ in range(draw.randrange(5, 12)))}" for user in range(1, 13)
-    ]
-    path = tmp_path / "items.txt"
-    path.write_text("\n".join(lines))
-    return str(path)
-
-
-NEXT_ITEM = {
-    "kind": "next_item",
-    "task": {},
-    "batch_size": 8,
-    "learning_rate": 3e-3,
-    "copilot_learning_rate": 3e-3,
-    "warmup": 0.1,
-    "arms": {"pair": {"design": {"layers": "all"}}},
-    "points": {"best": {"epochs": 1, "arms": ["pair"], "rivals": ["extra_compute"]}},
-}
-
-
-def test_next_items_are_ranked_among_all_items(
-    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sequences: str
-) -> None:
-    folder = run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--seeds", "0")
-    arms = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]
-    assert arms.keys() == {"pilot", "pair"}
-    for arm in arms.values():
-        assert len(arm["hit@10"]) == len(arm["ndcg@10"]) == len(arm["nll"]) == 2  # a fifth of twelve users
-        assert all(0 <= gain <= hit <= 1 for gain, hit in zip(arm["ndcg@10"], arm["hit@10"], strict=True))
-
-
-def test_an_item_is_ranked_by_how_many_score_higher(quality: Any, sequences: str) -> None:
-    task = quality.tasks.NextItem(data=sequences)
-    pair = task.pairs({"pair": {"layers": "all"}}, 0)["pair"].eval()
-    seen = task.held_out("held_out").collect({"pair": pair}).held["pair"]
-    found = task.judge(pair, scores(seen, 0.0, "simplex", "probability"), 0.0, False)
-    items = sorted(task.splits["held_out"], key=len)[0]
-    with torch.no_grad():
-        logits = pair.pilot(torch.tensor([items[:-1]])).logits[0]
-    logits[:, 0] = -torch.inf
-    place = [(logits[step].argsort(descending=True) == item).nonzero().item() for step, item in enumerate(items[1:])]
-    assert found["hit@10"][0] == pytest.approx(sum(at < 10 for at in place) / len(place), abs=1e-4)
-    gains = [1 / math.log2(at + 2) if at < 10 else 0.0 for at in place]
-    assert found["ndcg@10"][0] == pytest.approx(sum(gains) / len(place), abs=1e-4)
-
-
-def test_users_are_held_out_whole(quality: Any, sequences: str) -> None:
-    splits = quality.tasks.NextItem(data=sequences).splits
-    assert {name: len(users) for name, users in splits.items()} == {"held_out": 2, "validation": 1, "train": 9}
-    everyone = [tuple(items) for users in splits.values() for items in users]
-    assert len(set(everyone)) == 12
-
-
-def test_the_theorem_is_measured_over_seeds(
-    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sequences: str
-) -> None:
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(NEXT_ITEM))
-    out = tmp_path / "results"
-    arguments = [str(tmp_path / "toy.yaml"), "--data", sequences, "--seeds", "0", "1", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["theorem.py", *arguments])
-    quality.theorem.main()
-    found = json.loads((out / "theorem_toy.json").read_text())
-    of_held_out = found["quantities"]["held_out"]
-    assert of_held_out["s_pilot"] > 0  # two seeds that differ
-    assert of_held_out["holds"] == (
-        of_held_out["e_copilot"] < (of_held_out["e_pilot"] ** 2 + of_held_out["s_pilot"] ** 2) ** 0.5
-    )
-    # The measured error is the parabola of the quantities: its value at lambda = 0 and its second zero.
-    brier = dict(zip(found["strengths"], found["brier"], strict=True))
-    assert brier[0.0] == pytest.approx(of_held_out["e_pilot"] ** 2 + of_held_out["s_pilot"] ** 2, rel=1e-4)
-    fallen = {strength: value < brier[0.0] for strength, value in brier.items() if strength > 0}
-    assert all(below == (strength < of_held_out["lambda_zero"]) for strength, below in fallen.items())
 
 
 @pytest.mark.parametrize("path", sorted(QUALITY.rglob("*.yaml")), ids=lambda path: path.stem)

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from copilot.building import pick_layers
 from copilot.tap import decoder_layers
@@ -82,5 +89,24 @@ def small_llama(vocab_size: int, seed: int) -> LlamaForCausalLM:
             pad_token_id=0,
             bos_token_id=None,
             eos_token_id=None,
+        )
+    )
+
+
+def small_t5(vocab_size: int, pad: int, end: int, seed: int) -> T5ForConditionalGeneration:
+    """2 + 2 layers of width 64, untrained, embeddings tied."""
+    torch.manual_seed(seed)
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=vocab_size,
+            d_model=64,
+            d_kv=32,
+            d_ff=256,
+            num_layers=2,
+            num_heads=2,
+            dropout_rate=0.1,
+            decoder_start_token_id=pad,
+            pad_token_id=pad,
+            eos_token_id=end,
         )
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from equations import Equations
 from models import add_layers, compile_layers
 from tasks import TEMPERATURES, NextItem, WrittenAnswers, per_example
 from training import Student, Teacher, train
@@ -32,7 +33,8 @@ from copilot.tap import decoder_layers
 STRENGTHS = [step / 10 for step in range(1, 11)]
 SOURCES = ("training", "final", "both", "cross_fitted", "another")
 ANOTHER = 1000  # what is added to a seed
-TASKS = {"written_answers": WrittenAnswers, "next_item": NextItem}
+TASKS = {"written_answers": WrittenAnswers, "next_item": NextItem, "equations": Equations}
+Task = WrittenAnswers | NextItem | Equations
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Point:
 
     Attributes:
         epochs: over the Pilot's rows.
-        arms: names of the Copilots that are trained.
+        arms: names of the Copilots that are trained; all of the file's where it names none.
         rivals: Pilots without one: "extra_compute", trained longer by the share of time that the first arm took, and
             "extra_compute_ARM", by that of another; "extra_parameters", with as many new layers as the first arm has.
     """
@@ -106,14 +108,14 @@ class Experiment:
     def read(cls, path: str | Path) -> Experiment:
         facts = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         arms = {name: Arm(**(arm or {})) for name, arm in facts.pop("arms").items()}
-        points = {name: Point(**point) for name, point in facts.pop("points").items()}
+        points = {name: Point(**{"arms": list(arms)} | point) for name, point in facts.pop("points").items()}
         return cls(**facts, arms=arms, points=points)
 
 
 class Run:
     """All trainings of one seed at one point."""
 
-    def __init__(self, experiment: Experiment, task: WrittenAnswers | NextItem, point: Point, seed: int):
+    def __init__(self, experiment: Experiment, task: Task, point: Point, seed: int):
         self.experiment, self.task, self.point, self.seed = experiment, task, point, seed
         self.rows = task.rows(seed)
         self.steps = round(point.epochs * len(self.rows) / experiment.batch_size)
@@ -274,7 +276,7 @@ def extra_time(seconds: dict[str, dict[str, float]], arm: str) -> float:
     return (own + teachers) / seconds["training"]["pilot"]
 
 
-def task_of(experiment: Experiment, data: str, pilot: str | None) -> WrittenAnswers | NextItem:
+def task_of(experiment: Experiment, data: str, pilot: str | None) -> Task:
     """The experiment's task on this data, with this Pilot unless it is None."""
     return TASKS[experiment.kind](**experiment.task | {"data": data} | ({} if pilot is None else {"pilot": pilot}))
 
