@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from copilot.config import ENCODER_DECODER, CopilotConfig
 from copilot.model import CopilotModel
 from copilot.tap import decoder_layers, text_config
 
+# What `from_pilot` accepts beside the Pilot and its layers.
+CHOICES = inspect.signature(CopilotConfig).parameters.keys() - {
+    "decoder",
+    "vocab_size",
+    "pilot_hidden_size",
+    "base_model_name_or_path",
+    "kwargs",
+}
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def build_copilot(
     pilot: PreTrainedModel, source: PreTrainedModel, layers: int | str | list[int], config: dict[str, Any]
 ) -> CopilotModel:
     """A Copilot for `pilot` whose layers are copies of `source`'s; see `PilotCopilotModel.from_pilot`."""
+    unknown = sorted(config.keys() - CHOICES)
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]} is no choice of a Copilot; accepted are {', '.join(sorted(CHOICES))} (options of loading "
+            "the Pilot belong to its own from_pretrained)"
+        )
     source_config = text_config(source)
     if source_config.model_type != text_config(pilot).model_type:
         raise ValueError(
@@ -34,10 +52,7 @@ def build_copilot(
     )
     copilot = CopilotModel(copilot_config).to(pilot.device)
     for mine, index in zip(copilot.layers, picked, strict=True):
-        # strict=False: relative positions are left behind; everything the Copilot's layer has must be there.
-        missing, _ = mine.load_state_dict(available[index].state_dict(), strict=False)
-        if missing:
-            raise ValueError(f"pilot must not carry adapters yet: layer {index} lacks {missing[0]}")
+        copy_layer(mine, available[index], index)
     stack = source.get_decoder()
     final_norm = stack.final_layer_norm if copilot_config.is_encoder_decoder else stack.norm
     copilot.norm.load_state_dict(final_norm.state_dict())
@@ -47,6 +62,25 @@ def build_copilot(
     if lora is not None:
         copilot.inject_lora(lora)
     return copilot
+
+
+def copy_layer(mine: nn.Module, layer: nn.Module, index: int) -> None:
+    """Load a decoder layer's weights into a Copilot's layer of the same family.
+
+    Raises:
+        ValueError: the layer carries adapters, or its weights are quantised.
+    """
+    weights = layer.state_dict()
+    unusable = [name for name in mine.state_dict() if name not in weights or weights[name].dtype not in FLOATS]
+    if any("lora_" in name for name in weights):
+        raise ValueError(f"pilot must not carry adapters yet: layer {index} lacks {unusable[0]}")
+    if unusable:
+        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+        raise ValueError(
+            f"pilot must have weights of {accepted} to copy; layer {index} has no such {unusable[0]}. For a quantised "
+            "Pilot pass the model it was made from as copilot_from"
+        )
+    mine.load_state_dict(weights, strict=False)  # relative positions are left behind
 
 
 def evenly_spaced(count: int, total: int) -> list[int]:
@@ -66,9 +100,9 @@ def pick_layers(layers: int | str | list[int], total: int) -> list[int]:
 
 
 def copilot_decoder_config(source: PretrainedConfig, layers: int) -> dict[str, Any]:
-    """The source's configuration with another number of layers."""
+    """The source's configuration with another number of layers, in float32: the Copilot is trained in full."""
     fields = source.to_dict()
-    for name in ("layer_types", "quantization_config", "no_rope_layers", "_name_or_path", "architectures"):
+    for name in ("dtype", "layer_types", "quantization_config", "no_rope_layers", "_name_or_path", "architectures"):
         fields.pop(name, None)
     return fields | {"num_hidden_layers": layers, "num_layers": layers, "num_decoder_layers": layers}
 

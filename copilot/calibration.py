@@ -85,11 +85,16 @@ def supervision_of(pair: PilotCopilotModel, batch: dict[str, Tensor]) -> Tensor:
 
 
 def batches(
-    pair: PilotCopilotModel, dataset: Any, processing_class: Any, batch_size: int, max_length: int
+    pair: PilotCopilotModel, dataset: Any, processing_class: Any, batch_size: int, max_length: int, **supervised: bool
 ) -> Iterator[dict[str, Tensor]]:
-    """The dataset in order, as padded batches on the pair's device; see `prepare_dataset` for what it may hold."""
+    """The dataset in order, as padded batches on the pair's device.
+
+    See `prepare_dataset` for what it may hold, and for `supervised`: completion_only_loss, assistant_only_loss.
+    """
     encoder_decoder = pair.config.is_encoder_decoder
-    rows = prepare_dataset(dataset, processing_class, max_length=max_length, is_encoder_decoder=encoder_decoder)
+    rows = prepare_dataset(
+        dataset, processing_class, max_length=max_length, is_encoder_decoder=encoder_decoder, **supervised
+    )
     collate = DataCollator(getattr(processing_class, "pad_token_id", None) or 0, encoder_decoder)
     for batch in tqdm(DataLoader(rows, batch_size, collate_fn=collate), desc="Scoring", leave=False):
         yield {name: tensor.to(pair.device) for name, tensor in batch.items()}
@@ -97,7 +102,14 @@ def batches(
 
 @torch.no_grad()
 def collect(
-    pair: PilotCopilotModel, dataset: Any, processing_class: Any = None, *, batch_size: int = 16, max_length: int = 256
+    pair: PilotCopilotModel,
+    dataset: Any,
+    processing_class: Any = None,
+    *,
+    batch_size: int = 16,
+    max_length: int = 256,
+    completion_only_loss: bool = True,
+    assistant_only_loss: bool = False,
 ) -> list[Held]:
     """Run the pair over held-out data once; everything else here is computed from what this keeps.
 
@@ -107,11 +119,14 @@ def collect(
         processing_class: the tokenizer, for raw rows.
         batch_size: rows a forward.
         max_length: tokens a row may have.
+        completion_only_loss, assistant_only_loss: as in training; which tokens of raw rows count, see
+            `prepare_dataset`.
     """
     was_training = pair.training
     pair.eval()
     held = []
-    for batch in batches(pair, dataset, processing_class, batch_size, max_length):
+    supervised = {"completion_only_loss": completion_only_loss, "assistant_only_loss": assistant_only_loss}
+    for batch in batches(pair, dataset, processing_class, batch_size, max_length, **supervised):
         held.append(Held.of(pair, pair.pilot_pass(**batch)))
     pair.train(was_training)
     return held
@@ -152,7 +167,14 @@ def agreement(mistakes: Mistakes, delta: Tensor, rectifier: str) -> tuple[Tensor
 
 
 def calibrate(
-    pair: PilotCopilotModel, dataset: Any, processing_class: Any = None, *, batch_size: int = 16, max_length: int = 256
+    pair: PilotCopilotModel,
+    dataset: Any,
+    processing_class: Any = None,
+    *,
+    batch_size: int = 16,
+    max_length: int = 256,
+    completion_only_loss: bool = True,
+    assistant_only_loss: bool = False,
 ) -> Calibration:
     """Set `pair.config.strength` to the lambda that minimises the squared error on held-out data.
 
@@ -165,11 +187,21 @@ def calibrate(
         processing_class: the tokenizer, for raw rows.
         batch_size: rows a forward.
         max_length: tokens a row may have.
+        completion_only_loss, assistant_only_loss: as in training; which tokens of raw rows count, see
+            `prepare_dataset`.
 
     Raises:
         ValueError: an empty or unsupervised dataset, or unknown columns.
     """
-    held = collect(pair, dataset, processing_class, batch_size=batch_size, max_length=max_length)
+    held = collect(
+        pair,
+        dataset,
+        processing_class,
+        batch_size=batch_size,
+        max_length=max_length,
+        completion_only_loss=completion_only_loss,
+        assistant_only_loss=assistant_only_loss,
+    )
     found = calibration_of(held, pair.config)
     pair.config.strength = found.strength
     return found

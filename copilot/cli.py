@@ -81,7 +81,14 @@ def train(
             Path(arguments.output_dir).rmdir()  # only when nothing has been written to it
         raise
     if trainer.is_world_process_zero():
-        found = calibrate(pair, validation_rows, tokenizer, max_length=arguments.max_length)
+        found = calibrate(
+            pair,
+            validation_rows,
+            tokenizer,
+            max_length=arguments.max_length,
+            completion_only_loss=arguments.completion_only_loss,
+            assistant_only_loss=arguments.assistant_only_loss,
+        )
         before, after = found.pilot.per_token()[0], found.pair.per_token()[0]
         print(f"lambda = {found.strength:.3f} on {len(validation_rows)} rows: Brier score {before:.4f} -> {after:.4f}")
     trainer.save_model()

@@ -132,6 +132,7 @@ class CopilotConfig(PretrainedConfig):
     def build_decoder_config(self) -> PretrainedConfig:
         """The family's own configuration object for the Copilot's layers."""
         fields = dict(self.decoder_config)
+        fields.pop("dtype", None)  # of a Pilot in half precision; the Copilot's maps beside these layers are float32
         return CONFIG_MAPPING[fields.pop("model_type")](**fields)
 
     @property

@@ -40,7 +40,8 @@ def prepare_dataset(
       said (`assistant_only_loss=True`). A row that is too long loses its beginning.
     - `{text}`, a string, followed by an end-of-sequence token. All of it is supervised. A row that is too long loses
       its end.
-    - `{input_ids, labels}`, tokenised already. A row that is too long loses its beginning.
+    - `{input_ids, labels}`, tokenised already, and with an `attention_mask` without what that masks. A row that is too
+      long loses its beginning.
 
     An encoder-decoder model accepts `{prompt, completion}` and `{input_ids, labels}`; input and target are truncated
     at their ends, each to `max_length`.
@@ -215,11 +216,21 @@ def _encode_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max
 
 def _crop_tokens(row: Mapping[str, Any], max_length: int, is_encoder_decoder: bool) -> dict[str, list[int]]:
     input_ids, labels = row["input_ids"], row["labels"]
+    mask = row.get("attention_mask") or [1] * len(input_ids)
+    if len(mask) != len(input_ids):
+        raise ValueError(
+            f"a row has {len(input_ids)} input_ids and {len(mask)} in attention_mask, expected equally many"
+        )
     if is_encoder_decoder:
-        return {"input_ids": input_ids[:max_length], "labels": labels[:max_length]}
+        return {"input_ids": _kept(input_ids, mask)[:max_length], "labels": labels[:max_length]}
     if len(input_ids) != len(labels):
         raise ValueError(f"a row has {len(input_ids)} input_ids and {len(labels)} labels, expected equally many")
+    input_ids, labels = _kept(input_ids, mask), _kept(labels, mask)
     return _decoder_only_row(input_ids[-max_length:], labels[-max_length:])
+
+
+def _kept(tokens: list[int], mask: list[int]) -> list[int]:
+    return [token for token, kept in zip(tokens, mask, strict=True) if kept]
 
 
 def _with_end(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -162,7 +162,6 @@ def train(pair: PilotCopilotForCausalLM, tokenizer: Any, problems: list[Example]
     )
     trainer = CopilotTrainer(pair, arguments, to_rows(problems), processing_class=tokenizer)
     trainer.train()
-    trainer.accelerator.unwrap_model(pair, keep_fp32_wrapper=False)  # takes the training's autocast off again
     return trainer
 
 

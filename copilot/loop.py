@@ -75,7 +75,7 @@ def train(
         collate: makes a batch of rows, such as a `DataCollator`.
         batch_size: rows in one forward; an optimizer step sees `accumulation_steps` of them.
         warmup_steps: optimizer steps over which both learning rates rise, before both follow a cosine to 0.
-        max_gradient_norm: each model's gradient is clipped to it by itself.
+        max_gradient_norm: each model's gradient is clipped to it by itself; 0 clips none.
         copilot_updates: optimizer steps of the Copilot for each of the Pilot's, each on rounds drawn anew.
         log_rounds: how many recent optimizer steps' rounds the Mistake Log holds.
         bf16: compute in bfloat16 autocast; the parameters keep their type.
@@ -94,6 +94,10 @@ def train(
     )
     optimizer = torch.optim.AdamW(groups, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps, total_steps)
+
+    def clip(model: nn.Module) -> None:
+        if max_gradient_norm > 0:
+            nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)
 
     bar = tqdm(total=total_steps, desc="Training")
     for _epoch in range(epochs):
@@ -114,7 +118,7 @@ def train(
 
             # Clipped together, a large gradient of one model would slow the other.
             for model in (pair.pilot, pair.copilot):
-                nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)
+                clip(model)
             optimizer.step()
             for _ in range(copilot_updates - 1):
                 optimizer.zero_grad()  # without a gradient the Pilot stays as it is
@@ -122,7 +126,7 @@ def train(
                     with torch.autocast(pair.device.type, torch.bfloat16, enabled=bf16):
                         again = pair.replayed_loss() / len(accumulated)
                     again.backward()
-                nn.utils.clip_grad_norm_(pair.copilot.parameters(), max_gradient_norm)
+                clip(pair.copilot)
                 optimizer.step()
             schedule.step()
             optimizer.zero_grad()

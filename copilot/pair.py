@@ -53,7 +53,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
 
         Raises:
             ValueError: neither labels nor a cache: without them the tokens to correct are not known.
-            FloatingPointError: NaN in the Pilot's logits.
+            FloatingPointError: NaN in the Pilot's logits of a labelled batch or of a prompt.
         """
         strength = self._resolve_strength(strength)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": position_ids}
@@ -151,7 +151,7 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
 
         Raises:
             ValueError: neither labels nor a cache.
-            FloatingPointError: NaN in the Pilot's logits.
+            FloatingPointError: NaN in the Pilot's logits of a labelled batch or of a prompt.
         """
         strength = self._resolve_strength(strength)
         inputs = {

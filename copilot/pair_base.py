@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from copilot.building import build_copilot, check_attachable
 from copilot.cache import CopilotCache
@@ -25,6 +26,15 @@ from copilot.mistake_log import MistakeLog, Round
 from copilot.model import CopilotModel
 from copilot.ops import Mistakes
 from copilot.tap import PilotTap, embed, logits_only_at
+
+logger = logging.get_logger(__name__)
+
+
+def discard_weights(folder: Path, but: Container[str] = ()) -> None:
+    """Delete the weights and adapters of a saved model: another one's beside them would be loaded with these."""
+    for path in [*folder.glob("model*.safetensors*"), *folder.glob("adapter_*")]:
+        if path.name not in but:
+            path.unlink()
 
 
 @dataclass
@@ -80,10 +90,10 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
     @classmethod
     def from_pilot(
         cls,
-        pilot: PreTrainedModel | str,
+        pilot: PreTrainedModel | str | os.PathLike[str],
         *,
         layers: int | str | list[int] = 6,
-        copilot_from: PreTrainedModel | str | None = None,
+        copilot_from: PreTrainedModel | str | os.PathLike[str] | None = None,
         **config: Any,
     ) -> Self:
         """A fresh Copilot for a Pilot: layers copied from it, corrections zero until trained.
@@ -92,13 +102,16 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
         Args:
             pilot: a supported model, or the id or folder of one.
-            layers: how many of the decoder layers to copy, evenly spaced; "all" (the paper); or their indices.
-            copilot_from: another model of the same family to take the layers from, for a Copilot of another width.
+            layers: how many of the decoder layers to copy, evenly spaced (all of them where there are no more); "all"
+                (the paper); or their indices. The copies are float32, whatever the Pilot is.
+            copilot_from: another model of the same family to take the layers from, for a Copilot of another width or
+                of a quantised Pilot.
             **config: any other field of `CopilotConfig`.
 
         Raises:
             UnsupportedArchitectureError: a family without a Copilot.
-            ValueError: layers out of range, contradictory configuration, `copilot_from` of another family.
+            ValueError: layers out of range, an unknown or contradictory choice, `copilot_from` of another family, a
+                Pilot with adapters or of quantised weights without `copilot_from`.
             TypeError: `pilot` is no transformers model, or one wrapped by peft.
         """
         pilot = cls._resolve_pilot(pilot)
@@ -106,8 +119,8 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         return cls(pilot, build_copilot(pilot, source, layers, config))
 
     @classmethod
-    def _resolve_pilot(cls, pilot: PreTrainedModel | str) -> PreTrainedModel:
-        if isinstance(pilot, str):
+    def _resolve_pilot(cls, pilot: PreTrainedModel | str | os.PathLike[str]) -> PreTrainedModel:
+        if isinstance(pilot, str | os.PathLike):
             return cls._pilot_class.from_pretrained(pilot)
         if not isinstance(pilot, PreTrainedModel):
             raise TypeError(
@@ -121,16 +134,35 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
         Args:
             save_directory: where config.json and model.safetensors go.
-            save_pilot: also write the Pilot to `save_directory`/pilot (only its adapter when it carries one).
-            **kwargs: passed on to `PreTrainedModel.save_pretrained`.
+            save_pilot: also write the Pilot to `save_directory`/pilot (only its adapter when it carries one), in place
+                of one that was saved there before.
+            **kwargs: passed on to `PreTrainedModel.save_pretrained`; `state_dict` is the pair's.
         """
-        self.copilot.save_pretrained(save_directory, **kwargs)
+        state_dict = kwargs.pop("state_dict", None)
+
+        def options(part: str) -> dict[str, Any]:
+            if state_dict is None:
+                return {}
+            prefix = f"{part}."
+            return {
+                "state_dict": {
+                    name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)
+                }
+            }
+
+        folder = Path(save_directory) / "pilot"
         if save_pilot:
-            self.pilot.save_pretrained(Path(save_directory) / "pilot")
+            of_pilot = {name: kwargs[name] for name in ("is_main_process", "max_shard_size") if name in kwargs}
+            if of_pilot.get("is_main_process", True):
+                discard_weights(folder)
+            self.pilot.save_pretrained(folder, **of_pilot, **options("pilot"))
+        elif getattr(self.pilot, "peft_config", None):
+            logger.warning("The Pilot's adapters are not saved with its Copilot; save_pilot=True writes both.")
+        self.copilot.save_pretrained(save_directory, **kwargs, **options("copilot"))
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], pilot: PreTrainedModel | str | None = None, **kwargs: Any
+        cls, path: str | os.PathLike[str], pilot: PreTrainedModel | str | os.PathLike[str] | None = None, **kwargs: Any
     ) -> Self:
         """A saved Copilot, attached to a Pilot.
 

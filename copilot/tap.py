@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,17 +60,24 @@ class PilotTap:
 
     @contextmanager
     def __call__(self, tail: int | None = None) -> Iterator[Tapped]:
-        """Record the forwards that run inside the context.
+        """Record the forwards of this thread that run inside the context.
 
         Args:
             tail: keep only the last `tail` positions of each layer, so that a long prefill keeps no full states.
+
+        Raises:
+            RuntimeError: the layers ran without their hooks.
         """
         tapped = Tapped()
+        thread = threading.get_ident()  # hooks see the forwards of other threads, too
 
         def take_embedding(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            tapped.embedding = (args[0] if args else kwargs["hidden_states"]).detach()
+            if threading.get_ident() == thread:
+                tapped.embedding = (args[0] if args else kwargs["hidden_states"]).detach()
 
         def take_hidden(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            if threading.get_ident() != thread:
+                return
             hidden = (output[0] if isinstance(output, tuple) else output).detach()
             if tail is not None and tail < hidden.shape[1]:
                 hidden = hidden[:, -tail:].clone()  # a view would keep the whole tensor alive
@@ -82,6 +90,11 @@ class PilotTap:
         finally:
             for handle in handles:
                 handle.remove()
+        if len(tapped.hidden) < len(self.layers):
+            raise RuntimeError(
+                "the Pilot's layers ran without their hooks, as they do in a Pilot that was compiled as a whole and has "
+                "run alone; compile its layers one by one"
+            )
 
 
 @contextmanager
@@ -92,7 +105,11 @@ def logits_only_at(pilot: PreTrainedModel, rows: Tensor) -> Iterator[None]:
         rows: (M,) int64, where those positions are among the flattened B * S of the batch.
     """
 
+    thread = threading.get_ident()
+
     def pick(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if threading.get_ident() != thread:
+            return args
         states, *others = args
         return states.flatten(0, 1).index_select(0, rows)[None], *others
 

@@ -19,7 +19,8 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
+from transformers.utils import logging
 
 from copilot.checkpoints import has_adapters, read_weights, write_weights
 from copilot.data import DataCollator, prepare_dataset
@@ -27,6 +28,9 @@ from copilot.loop import parameter_groups
 from copilot.loss import IGNORE_INDEX
 from copilot.mistake_log import MistakeLog
 from copilot.pair import PilotCopilotModel
+from copilot.pair_base import discard_weights
+
+logger = logging.get_logger(__name__)
 
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
@@ -142,6 +146,12 @@ class CopilotTrainer(Trainer):
         with args.main_process_first(desc="preparing datasets"):
             if train_dataset is not None:
                 train_dataset = prepare(train_dataset)
+                if not model.config.is_encoder_decoder and IGNORE_INDEX not in train_dataset[0]["labels"][1:]:
+                    logger.warning(
+                        "Every token of the first training row is supervised, so that the Copilot learns without the "
+                        "context X~ (what is not supervised) that it reads in generation: the prompt. Better are rows "
+                        "of prompt and completion, or assistant_only_loss=True for messages."
+                    )
             if isinstance(eval_dataset, Mapping):
                 eval_dataset = {name: prepare(rows) for name, rows in eval_dataset.items()}
             elif eval_dataset is not None:
@@ -149,6 +159,9 @@ class CopilotTrainer(Trainer):
         if peft_config is not None:
             torch.manual_seed(args.seed)  # the same adapters in every process and every run
             model.pilot.add_adapter(peft_config)
+            for parameter in model.pilot.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()  # as get_peft_model does: half precision loses small steps
         # Padding is masked everywhere, so any token will do where the tokenizer names none.
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
         super().__init__(
@@ -173,6 +186,12 @@ class CopilotTrainer(Trainer):
         # Over an evaluation: Pilot's loss and Copilot's loss to that power, summed over tokens; tokens.
         self._eval_sums = torch.zeros(3, device=args.device)
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trainer's. Afterwards the pair computes as it did before, without the training's autocast."""
+        output = super().train(*args, **kwargs)
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return output
+
     # ---- Optimisation ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -196,7 +215,8 @@ class CopilotTrainer(Trainer):
         self.accelerator.unscale_gradients()
         parts, limit = (self.model.pilot, self.model.copilot), self.args.max_grad_norm
         norms = [nn.utils.clip_grad_norm_(part.parameters(), limit) for part in parts]
-        return torch.linalg.vector_norm(torch.stack(norms))
+        # Of a frozen Pilot it is a 0 on the CPU, wherever the Pilot is.
+        return torch.linalg.vector_norm(torch.stack([norm.to(self.args.device) for norm in norms]))
 
     def _get_learning_rate(self) -> float:
         # Trainer asks once a step, before the schedule moves on: the rates this step used.
@@ -285,10 +305,12 @@ class CopilotTrainer(Trainer):
             self.processing_class.save_pretrained(unfinished)
         torch.save(self.args, unfinished / "training_args.bin")
         (unfinished / "README.md").write_text(self._model_card(), encoding="utf-8")
-        for file in [path for path in unfinished.rglob("*") if path.is_file()]:
+        files = [path for path in unfinished.rglob("*") if path.is_file()]
+        for file in files:
             finished = target / file.relative_to(unfinished)
             finished.parent.mkdir(parents=True, exist_ok=True)
             file.replace(finished)
+        discard_weights(target / "pilot", but={file.name for file in files if file.parent.name == "pilot"})
         shutil.rmtree(unfinished)
 
     def _save_rng_state(self, output_dir: str) -> None:

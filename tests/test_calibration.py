@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builders import ROWS, VOCAB_SIZE, batch_of_rows, fresh_pair, random_pair
+from builders import ROWS, VOCAB_SIZE, batch_of_rows, fresh_pair, random_pair, tiny_pilot
 
 from copilot.calibration import agreement, calibrate, collect, scores, supervision_of, theorem_quantities
+from copilot.data import prepare_dataset
 
 MODES = [
     {},
@@ -168,3 +169,15 @@ def test_below_lambda_zero_the_squared_error_falls_and_above_it_rises():
 def test_no_pairs_is_an_error():
     with pytest.raises(ValueError, match="pairs"):
         theorem_quantities([], rows_of("llama"))
+
+
+def test_calibrating_counts_the_tokens_that_were_trained(tokenizer):
+    messages = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3 w4"}]
+    rows = [{"messages": messages}]
+    pair = random_pair(pilot=tiny_pilot(vocab_size=len(tokenizer)))
+    for assistant_only in (False, True):
+        prepared = prepare_dataset(rows, tokenizer, assistant_only_loss=assistant_only)
+        supervised = sum(label != -100 for label in prepared[0]["labels"])
+        found = calibrate(pair, rows, tokenizer, assistant_only_loss=assistant_only)
+        assert found.pilot.tokens.tolist() == [supervised]
+        assert found.strength == calibrate(pair, prepared).strength

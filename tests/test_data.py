@@ -153,3 +153,17 @@ def test_encoder_decoder_rows_start_together():
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [[6, IGNORED], [9, 3]]
+
+
+@pytest.mark.parametrize("is_encoder_decoder", [False, True])
+def test_what_an_attention_mask_hides_is_left_out(is_encoder_decoder):
+    labels = [7, 8] if is_encoder_decoder else [-100, -100, -100, 4, 5]
+    raw = [{"input_ids": [0, 0, 3, 4, 5], "attention_mask": [0, 0, 1, 1, 1], "labels": labels}]
+    (row,) = prepare_dataset(raw, None, is_encoder_decoder=is_encoder_decoder)
+    assert row["input_ids"] == [3, 4, 5]
+    assert row["labels"] == (labels if is_encoder_decoder else [-100, 4, 5])
+
+
+def test_an_attention_mask_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="3 input_ids and 2 in attention_mask"):
+        prepare_dataset([{"input_ids": [3, 4, 5], "attention_mask": [1, 1], "labels": [3, 4, 5]}], None)

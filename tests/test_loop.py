@@ -18,11 +18,11 @@ ROWS = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "bf16", "updates"),
-    [("llama", False, 1), ("llama", True, 1), ("llama", True, 3), ("t5", False, 2)],
-    ids=["llama", "llama-bf16", "llama-bf16-3-updates", "t5-2-updates"],
+    ("kind", "bf16", "updates", "largest"),
+    [("llama", False, 1, 0.0), ("llama", True, 1, 0.5), ("llama", True, 3, 0.5), ("t5", False, 2, 0.5)],
+    ids=["llama-not-clipped", "llama-bf16", "llama-bf16-3-updates", "t5-2-updates"],
 )
-def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_path, kind, bf16, updates):
+def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_path, kind, bf16, updates, largest):
     def make_pair() -> PilotCopilotForCausalLM | PilotCopilotForSeq2SeqLM:
         pair_class = PilotCopilotForSeq2SeqLM if kind == "t5" else PilotCopilotForCausalLM
         pilot = tiny_pilot(kind)
@@ -46,7 +46,7 @@ def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_pat
         num_train_epochs=2,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
-        max_grad_norm=0.5,
+        max_grad_norm=largest,
         train_sampling_strategy="sequential",
         save_strategy="no",
         report_to="none",
@@ -64,7 +64,7 @@ def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_pat
         epochs=2,
         batch_size=2,
         accumulation_steps=2,
-        max_gradient_norm=0.5,
+        max_gradient_norm=largest,
         shuffle=False,
         **shared,
     )

@@ -296,6 +296,12 @@ def test_layers_that_do_not_exist_are_refused(layers):
         fresh_pair("llama", layers=layers)
 
 
+@pytest.mark.parametrize("unknown", ["candidtes", "device_map", "dtype", "vocab_size"])
+def test_what_is_no_choice_of_a_copilot_is_refused(unknown):
+    with pytest.raises(ValueError, match=f"^{unknown} is no choice of a Copilot; accepted are candidates, "):
+        fresh_pair("llama", **{unknown: 4})
+
+
 # ---- Another width ----
 
 

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from copilot import CopilotModel, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
+from copilot import CopilotModel, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM, pair_base
 
 both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
 
@@ -240,3 +240,45 @@ def test_a_loaded_pair_trains_on(tmp_path, kind):
     gradients = dict(pair.named_parameters())
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter.grad, gradients[name].grad), name
+
+
+# ---- Into a used folder, and the arguments of save_pretrained ----
+
+
+def test_a_pilot_takes_the_place_of_the_adapters_saved_before(tmp_path):
+    pair = random_pair()
+    pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    pair.save_pretrained(tmp_path, save_pilot=True)
+    assert (tmp_path / "pilot" / "adapter_config.json").exists()
+    other = random_pair(pilot=tiny_pilot(seed=5))
+    other.save_pretrained(tmp_path, save_pilot=True)
+    assert torch.equal(text_of(PilotCopilotForCausalLM.from_pretrained(tmp_path)), text_of(other))
+
+
+def test_adapters_left_out_are_told(tmp_path, caplog, monkeypatch):
+    pair = random_pair()
+    pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    monkeypatch.setattr(pair_base.logger, "propagate", True)
+    pair.save_pretrained(tmp_path)
+    assert "adapters are not saved" in caplog.text
+
+
+def test_a_state_dict_of_the_pair_is_shared_out(tmp_path):
+    pair = random_pair()
+    state = {name: value + 1 for name, value in pair.state_dict().items()}
+    pair.save_pretrained(tmp_path, save_pilot=True, state_dict=state)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == pair.copilot.state_dict().keys()
+    assert all(torch.equal(value, state[f"copilot.{name}"]) for name, value in saved.items())
+    of_pilot = load_file(tmp_path / "pilot" / "model.safetensors")
+    assert all(torch.equal(value, state[f"pilot.{name}"]) for name, value in of_pilot.items())
+
+
+def test_only_the_main_process_writes(tmp_path):
+    random_pair().save_pretrained(tmp_path, save_pilot=True, is_main_process=False)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_large_pilot_is_sharded(tmp_path):
+    random_pair().save_pretrained(tmp_path, save_pilot=True, max_shard_size="20KB")
+    assert len(list((tmp_path / "pilot").glob("model-*.safetensors"))) > 1

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 
 from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
+from copilot import trainer as trainer_module
 from copilot.data import DataCollator, prepare_dataset
 from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
 
@@ -433,3 +434,30 @@ def test_a_second_adapter_is_refused(make_pair, make_trainer):
     pair.pilot.add_adapter(PILOT_LORA)
     with pytest.raises(ValueError, match="peft_config is given, but the Pilot has the adapters"):
         make_trainer(pair, peft_config=PILOT_LORA)
+
+
+# ---- What is easily overlooked ----
+
+
+def test_a_model_without_adapters_takes_the_place_of_the_adapters_saved_before(make_trainer, make_pair):
+    make_trainer(peft_config=PILOT_LORA, max_steps=1).save_model()
+    trainer = make_trainer(max_steps=1)
+    trainer.save_model()
+    folder = Path(trainer.args.output_dir) / "pilot"
+    assert (folder / "model.safetensors").exists()
+    assert not list(folder.glob("adapter_*"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "warns"),
+    [
+        (ROWS, {}, False),
+        (ROWS, {"completion_only_loss": False}, True),
+        ([{"text": "w1 w2 w3"}], {}, True),
+        ([{"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]}], {}, True),
+    ],
+)
+def test_rows_without_a_context_are_told(make_trainer, caplog, monkeypatch, rows, options, warns):
+    monkeypatch.setattr(trainer_module.logger, "propagate", True)
+    make_trainer(rows=rows, **options)
+    assert ("without the context X~" in caplog.text) == warns

@@ -1,0 +1,54 @@
+"""What is read out of a Pilot is what this thread's forward computed, or an error."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from builders import batch_of, random_ids, random_pair
+
+
+@pytest.fixture
+def eager_threads():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_threads_that_share_a_pair_write_what_they_would_write_alone():
+    pair = random_pair()
+    prompts = [random_ids(1, 4 + seed, seed=seed) for seed in range(8)]
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    alone = [pair.generate(ids, **options) for ids in prompts]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda ids: pair.generate(ids, **options), prompts))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_threads_that_share_a_pair_measure_what_they_would_measure_alone():
+    pair = random_pair()
+    batches = [batch_of("llama", prompt=3 + seed % 3, seed=seed) for seed in range(8)]
+
+    def measure(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():  # which is a thread's own
+            return pair.losses(pair.pilot_pass(**batch), 0.5, None).loss
+
+    alone = [measure(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(measure, batches))
+    assert alone == together
+
+
+def test_a_pilot_whose_hooks_do_not_run_is_refused():
+    pair = random_pair()
+    pair.pilot.compile(backend="eager")
+    ids = random_ids(1, 5)
+    pair.generate(ids, strength=0.0, max_new_tokens=2)
+    with pytest.raises(RuntimeError, match="without their hooks"):
+        pair.generate(ids, strength=0.5, max_new_tokens=2)
