@@ -92,8 +92,8 @@ class PilotTap:
                 handle.remove()
         if len(tapped.hidden) < len(self.layers):
             raise RuntimeError(
-                "the Pilot's layers ran without their hooks, as they do in a Pilot that was compiled as a whole and has "
-                "run alone; compile its layers one by one"
+                "the Pilot's layers ran without their hooks, as in a Pilot that was compiled as a whole and has run "
+                "alone; compile its layers one by one"
             )
 
 
