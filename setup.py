@@ -32,7 +32,7 @@ def problem_with_cuda() -> str | None:
     """Why the CUDA kernels cannot be built, with the fix, or None."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA: install one with it"
-    if CUDA_HOME is None:
+    if CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").is_file():  # torch may have guessed the folder
         return f"nvcc was not found: install the CUDA toolkit {torch.version.cuda} and set CUDA_HOME"
     found = re.search(r"release (\d+\.\d+)", nvcc("--version"))[1]
     if found.split(".")[0] != torch.version.cuda.split(".")[0]:

@@ -5,47 +5,69 @@
 #
 # It wants a Python with what pyproject.toml asks for, a torch for CUDA among it, the CUDA toolkit of the same major
 # version, and pytest, pytest-benchmark, hypothesis, pybind11, ninja; liger-kernel and flashinfer-python to compare with
-# them. Nothing is installed: the extension is built in place. SKIP_SANITIZER=1 leaves that step out.
+# them. Nothing is installed: the extension is built in place. STEPS="build selfcheck" runs these steps alone, of
+# build selfcheck operations gpu sanitizer benchmarks; PYTHON is the interpreter. A step that fails does not stop the
+# later ones, but for the build; the last line names those that did.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
+python=${PYTHON:-python3}
 
-name=$(python -c 'import re, torch; print(re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower())')
+name=$("$python" -c 'import re, torch; print(re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower())')
 results=${1:-benchmarks/results/$name}
-operations="tests/test_ops_*.py tests/test_kernels_*.py"
 # The toolkit that builds the extension builds and checks the rest.
-cuda=$(python -c 'from torch.utils.cpp_extension import CUDA_HOME; print(CUDA_HOME or "")')
+cuda=$("$python" -c 'from torch.utils.cpp_extension import CUDA_HOME; print(CUDA_HOME or "")')
 export PATH="$cuda/bin:$PATH"
+failed=()
 
-echo "== Build for this GPU"
-TORCH_CUDA_ARCH_LIST=$(python -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')
-export TORCH_CUDA_ARCH_LIST
-COPILOT_CUDA=1 python setup.py --quiet build_ext --inplace
-python -c 'import copilot; print(copilot.build_info())'
+run_tests() { "$python" -m pytest -q -p no:cacheprovider "$@"; }
 
-echo "== Each kernel against its twin on the CPU"
-mkdir -p build
-nvcc -arch=native -std=c++20 -O3 -lineinfo -Xcompiler -Wno-psabi -Icsrc/include -Icsrc/cpu -Icsrc/cuda \
-  csrc/selfcheck/selfcheck.cu csrc/cuda/*.cu csrc/cpu/*.cpp -o build/selfcheck
-build/selfcheck
+build() {
+  TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))') \
+    COPILOT_CUDA=1 "$python" setup.py --quiet build_ext --inplace &&
+    "$python" -c 'import copilot; print(copilot.build_info())'
+}
 
-echo "== Tests of the operations, sent to the GPU"
-COPILOT_TEST_GPU=1 python -m pytest -q -p no:cacheprovider -m "not refuses" $operations
+# Each kernel against its twin on the CPU.
+selfcheck() {
+  mkdir -p build
+  nvcc -arch=native -std=c++20 -O3 -lineinfo -Xcompiler -Wno-psabi -Icsrc/include -Icsrc/cpu -Icsrc/cuda \
+    csrc/selfcheck/selfcheck.cu csrc/cuda/*.cu csrc/cpu/*.cpp -o build/selfcheck &&
+    build/selfcheck
+}
 
-echo "== Tests that need a GPU"
-python -m pytest -q -p no:cacheprovider -m gpu
+# The tests of the operations, sent to the GPU.
+operations() { COPILOT_TEST_GPU=1 run_tests -m "not refuses" tests/test_ops_*.py tests/test_kernels_*.py; }
 
-if [[ -z "${SKIP_SANITIZER:-}" ]]; then
-  for tool in memcheck racecheck; do
-    echo "== compute-sanitizer: $tool"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 build/selfcheck
+gpu() { run_tests -m gpu tests/test_gpu.py; }
+
+sanitizer() {
+  local tool status=0
+  for tool in memcheck racecheck synccheck; do
+    echo "-- $tool"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 build/selfcheck || status=1
   done
-fi
+  return $status
+}
 
-echo "== Benchmarks: $results"
-for module in liger_kernel.transformers.functional flashinfer.sampling; do
-  python -c "import $module" 2>/dev/null || echo "Not compared with ${module%%.*}: it cannot be imported"
+benchmarks() {
+  local module operation status=0
+  for module in liger_kernel.transformers.functional flashinfer.sampling; do
+    "$python" -c "import $module" 2>/dev/null || echo "Not compared with ${module%%.*}: it cannot be imported"
+  done
+  for operation in rectify rectify_sample mistake_cross_entropy candidate_loss pool_layers; do
+    run_tests "benchmarks/bench_$operation.py" --benchmark-only --results "$results" || status=1
+  done
+  return $status
+}
+
+for step in ${STEPS:-build selfcheck operations gpu sanitizer benchmarks}; do
+  echo "== $step"
+  "$step" || failed+=("$step")
+  if [[ "${failed[*]-}" == build ]]; then break; fi
 done
-for operation in rectify rectify_sample mistake_cross_entropy candidate_loss pool_layers; do
-  python -m pytest -q -p no:cacheprovider "benchmarks/bench_$operation.py" --benchmark-only --results "$results"
-done
+if ((${#failed[@]})); then
+  echo "Failed: ${failed[*]}"
+  exit 1
+fi
+echo "All passed; benchmarks are in $results"

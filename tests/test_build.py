@@ -145,6 +145,37 @@ def test_the_reference_is_chosen_without_a_warning(monkeypatch: pytest.MonkeyPat
         assert extension._load() == "COPILOT_KERNELS=reference"
 
 
+@pytest.mark.parametrize(
+    ("architectures", "runs_on", "does_not_run_on"),
+    [
+        ("none", [], [(8, 0), (9, 0)]),
+        ("9.0", [(9, 0)], [(8, 0), (8, 9), (10, 0)]),
+        ("9.0a", [(9, 0)], [(10, 0)]),
+        ("8.0;9.0", [(8, 0), (8, 6), (8, 9), (9, 0)], [(7, 5), (10, 0)]),
+        ("8.6 9.0+PTX", [(8, 6), (8, 9), (9, 0), (10, 0), (12, 1)], [(8, 0), (7, 5)]),
+        ("8.0;8.6;8.9;9.0;10.0;12.0+PTX", [(8, 7), (10, 3), (12, 1)], [(7, 5), (11, 0)]),
+        ("Hopper", [(9, 0)], []),
+    ],
+)
+def test_a_build_runs_on_the_gpus_it_has_code_for(
+    architectures: str, runs_on: list[tuple[int, int]], does_not_run_on: list[tuple[int, int]]
+) -> None:
+    assert all(extension.has_code_for(architectures, *gpu) for gpu in runs_on)
+    assert not any(extension.has_code_for(architectures, *gpu) for gpu in does_not_run_on)
+
+
+def test_a_gpu_without_kernels_costs_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "CUDA", False)
+    extension._look_up_gpu.cache_clear()
+    with pytest.warns(UserWarning, match=r"compute capability 9\.0 needs a build for it.*plain torch"):
+        assert not extension._run_on_gpu(9, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not extension._run_on_gpu(9, 0)
+        assert not extension._run_on_gpu(7, 5)  # for which no build helps
+    extension._look_up_gpu.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["COPILOT_KERNELS", "COPILOT_CPU"])
 def test_an_unknown_choice_of_kernels_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "fastest")

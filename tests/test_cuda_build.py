@@ -40,6 +40,10 @@ def test_a_kernel_compiles_without_a_spill(source: Path, tmp_path: Path) -> None
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert spills
     assert set(spills) == {("0", "0")}, said
+    if source.stem in ("rectify", "rectify_sample"):  # beside the slice; see kSharedBesideSlice in rectify.cuh
+        shared = [int(bytes_) for bytes_ in re.findall(r"(\d+) bytes smem", said)]
+        assert shared
+        assert max(shared) <= 16 * 1024, said
 
 
 @pytest.mark.parametrize("source", BINDINGS, ids=lambda path: path.stem)
@@ -53,7 +57,7 @@ def test_a_binding_compiles(source: Path) -> None:
 
 
 def test_emulated_kernels_agree_with_their_twins(tmp_path: Path) -> None:
-    """On a GPU with clusters of blocks and on one without."""
+    """On GPUs with clusters of blocks and without, with much shared memory (9.0, 8.0) and with little (12.0)."""
     program = tmp_path / "selfcheck"
     compiled(
         *(os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-Wno-psabi", "-U_FORTIFY_SOURCE", "-DCOPILOT_EMULATION"),
@@ -62,11 +66,11 @@ def test_emulated_kernels_agree_with_their_twins(tmp_path: Path) -> None:
     runs = [
         subprocess.Popen(
             [program],
-            env=os.environ | {"COPILOT_EMULATED_CAPABILITY": capability},
+            env=os.environ | {"COPILOT_EMULATED_CAPABILITY": capability, "COPILOT_EMULATED_SHARED": str(shared * 1024)},
             stdout=subprocess.PIPE,
             text=True,
         )
-        for capability in ("80", "90")
+        for capability, shared in (("90", 227), ("80", 163), ("120", 99))
     ]
     for run in runs:
         said, _ = run.communicate()

@@ -77,7 +77,9 @@ def test_a_graph_replays_a_decoding_step() -> None:
         drawn = rectify_sample(logits, delta, 0.4, index=index, seed=seed, offset=offset)
         return rectify(logits, delta, 0.4, index=index), *drawn
 
-    with torch.cuda.stream(torch.cuda.Stream()):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which makes the inputs
+    with torch.cuda.stream(stream):
         step()  # whatever is set up once
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -163,6 +163,16 @@ def test_rows_that_are_hard_to_select_from_are_selected_from_rightly(row, k, v):
     assert_accurate(logits[None].float(), torch.tensor([5]), k)
 
 
+@pytest.mark.parametrize("k", [1, 8, 32])
+@pytest.mark.parametrize("v", [200, 1000, 40000])
+@pytest.mark.parametrize("largest", [-95.0, -720.0])
+def test_far_below_zero_a_row_with_few_tokens_keeps_its_truth(largest, v, k):
+    """Where exp(-largest) is no float, or no double."""
+    logits = torch.full((1, v), -torch.inf)
+    logits[0, 3:23] = largest - torch.arange(20) / 4
+    assert_accurate(logits, torch.tensor([5]), k)
+
+
 def test_masked_tokens_have_exactly_no_probability_and_no_gradient():
     logits, labels = random_rows(3, 1000)
     logits[:, ::2] = -torch.inf

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import warnings
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -85,8 +87,42 @@ def applies(tensor: Tensor) -> bool:
     if not LOADED or tensor.dtype not in DTYPES:
         return False
     if tensor.device.type == "cuda":
-        return CUDA and torch.cuda.get_device_properties(tensor.device).major >= 8
+        gpu = torch.cuda.get_device_properties(tensor.device)
+        return _run_on_gpu(gpu.major, gpu.minor)
     return tensor.device.type == "cpu"
+
+
+@torch.compiler.assume_constant_result  # torch.compile looks through a cache, into what it cannot trace
+def _run_on_gpu(major: int, minor: int) -> bool:
+    """Whether the CUDA kernels run on a GPU of this compute capability; one warning where they do not."""
+    return _look_up_gpu(major, minor)
+
+
+@cache
+def _look_up_gpu(major: int, minor: int) -> bool:
+    architectures = built_with().get("cuda_arch_list", "none") if CUDA else "none"
+    if has_code_for(architectures, major, minor):
+        return True
+    if major >= 8:  # for older GPUs there is no build that helps
+        warnings.warn(_message(f"a GPU of compute capability {major}.{minor} needs a build for it"), stacklevel=5)
+    return False
+
+
+def has_code_for(architectures: str, major: int, minor: int) -> bool:
+    """Whether a build for these GPUs, given as TORCH_CUDA_ARCH_LIST gives them, runs on one of a compute capability.
+
+    Code for 8.0 runs on 8.x; "8.0+PTX" on all later ones, too. A name such as Hopper is not looked up: it may.
+    """
+    if architectures == "none":
+        return False
+    for name in architectures.replace(" ", ";").split(";"):
+        number = re.fullmatch(r"(\d+)\.(\d+)[af]?(\+PTX)?", name)
+        if number is None:
+            return True
+        built = int(number[1]), int(number[2])
+        if (built[0] == major and built[1] <= minor) or (number[3] and built <= (major, minor)):
+            return True
+    return False
 
 
 def adjacent(rows: Tensor) -> Tensor:

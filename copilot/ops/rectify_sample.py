@@ -63,7 +63,7 @@ def rectify_sample(
 
     Raises:
         ValueError: shapes or dtypes that do not agree, a number out of range, an unknown rectifier or fusion.
-        RuntimeError: an index out of range.
+        RuntimeError: an index out of range; on a GPU, V of 2^20 or more.
     """
     check_choice("rectifier", rectifier, RECTIFIERS)
     check_choice("fusion", fusion, FUSIONS)

@@ -47,7 +47,7 @@ struct Device {
 
 inline Device current_device() {
   const char* capability = std::getenv("COPILOT_EMULATED_CAPABILITY");
-  return {capability ? std::atoi(capability) : 90, 227 * 1024};
+  return {capability ? std::atoi(capability) : 90, emulation::shared_per_block()};
 }
 
 template <class... Parameters, class... Arguments>

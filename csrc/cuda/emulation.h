@@ -92,6 +92,12 @@ struct Warp {
   uint64_t slots[32] = {};
 };
 
+// Bytes of shared memory that a block may have: what 9.0 and 10.0 allow, or COPILOT_EMULATED_SHARED.
+inline size_t shared_per_block() {
+  const char* bytes = std::getenv("COPILOT_EMULATED_SHARED");
+  return bytes ? std::strtoull(bytes, nullptr, 10) : 227 * 1024;
+}
+
 // Shared memory starts full of NaN.
 inline std::unique_ptr<unsigned char[]> shared_bytes(size_t size) {
   std::unique_ptr<unsigned char[]> bytes(new unsigned char[size + 1]);
@@ -118,7 +124,11 @@ struct Block {
 
   unsigned char* variable(const void* key, size_t bytes) {
     Variable& found = variables[key];
-    if (!found.bytes) found = {bytes, shared_bytes(bytes)};
+    if (!found.bytes) {
+      found = {bytes, shared_bytes(bytes)};
+      taken += bytes;
+      if (taken > shared_per_block()) throw std::runtime_error("a block takes more shared memory than the GPU has");
+    }
     return found.bytes.get();
   }
 
@@ -128,6 +138,7 @@ struct Block {
   Barrier& cluster_barrier;
   std::vector<Warp> warps;
   Variable dynamic;
+  size_t taken = dynamic.size;
   std::map<const void*, Variable> variables;
 };
 
@@ -136,7 +147,8 @@ class Cluster {
  public:
   Cluster(dim3 grid, unsigned block_size, unsigned cluster_size, size_t shared, std::function<void()> kernel)
       : kernel_(std::move(kernel)) {
-    if (block_size == 0 || block_size > 1024 || grid.x % cluster_size != 0 || cluster_size > 8 || shared > 227 * 1024) {
+    if (block_size == 0 || block_size > 1024 || grid.x % cluster_size != 0 || cluster_size > 8 ||
+        shared > shared_per_block()) {
       throw std::runtime_error("a launch that no GPU accepts");
     }
     std::vector<Fiber> fibers(block_size * cluster_size);

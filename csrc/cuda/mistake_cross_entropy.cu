@@ -286,7 +286,8 @@ __global__ void __launch_bounds__(kThreads, 5) slices_kernel(MistakeCrossEntropy
     const float most = value_of(entries.others[0]);
     if (fabsf(most) < kInfinity) reference = most;
   }
-  const float scale = expf(swept.reference - reference);
+  // Of nothing but -infinity no mass is left, and its reference of 0 may be far above the others'.
+  const float scale = swept.mass == 0.0f ? 0.0f : expf(swept.reference - reference);
   Sums sums{swept.mass * scale, swept.square * scale * scale};
   for (int i = threadIdx.x; i < others; i += kThreads) {
     const float weight = expf(value_of(entries.others[i]) - reference);
@@ -392,6 +393,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(MistakeCrossEntrop
   }
   for (int slice = threadIdx.x; slice < slices.count; slice += kMergeThreads) {
     const SliceSums& others = slices.sums[row * slices.count + slice];
+    if (others.sums.mass == 0.0f) continue;  // its reference may be far above
     const double scale = exp(static_cast<double>(others.reference) - largest);
     sums.rest.mass += others.sums.mass * scale;
     sums.rest.square += others.sums.square * scale * scale;

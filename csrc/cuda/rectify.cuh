@@ -30,7 +30,7 @@ constexpr unsigned kSliceThreads = 512;  // of a block at most
 constexpr int64_t kSliceLength = 8192;   // what a row is split for, into up to kMostSlices
 constexpr int64_t kMostSlices = 8;       // more only where the slices would not fit
 
-// Shared memory that a kernel has for other things than the slice.
+// Shared memory that a kernel has for other things than the slice, at most; tests/test_cuda_build.py holds it to that.
 constexpr size_t kSharedBesideSlice = 16 * 1024;
 
 // Follows from the vocabulary and the GPU alone, as results do.
