@@ -64,15 +64,18 @@ def complete(
         inputs = tokenizer(
             [prompts[index] for index in chosen], return_tensors="pt", padding=True, padding_side="left"
         ).to(pair.device)
+        ids, mask = inputs.input_ids, inputs.attention_mask
+        if not pair.config.is_encoder_decoder and (ids[:, -1] == tokenizer.eos_token_id).all():
+            ids, mask = ids[:, :-1], mask[:, :-1]  # some tokenizers end every text; the prompt goes on
         written = pair.generate(
-            input_ids=inputs.input_ids,
-            attention_mask=inputs.attention_mask,
+            input_ids=ids,
+            attention_mask=mask,
             strength=strength,
             pad_token_id=tokenizer.pad_token_id,
             **generation,
         )
         if not pair.config.is_encoder_decoder:
-            written = written[:, inputs.input_ids.shape[1] :]
+            written = written[:, ids.shape[1] :]
         for index, text in zip(chosen, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
             texts[index] = text
     pair.train(was_training)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from builders import random_pair, tiny_pilot
+from tokenizers import processors
 
 from copilot.evaluation import complete, evaluate, to_rows
 from copilot.tasks import Example
@@ -26,6 +29,16 @@ def test_completions_come_in_the_order_of_the_prompts_and_equal_single_generatio
         ids = torch.tensor([tokenizer(prompt).input_ids])
         alone = pair.generate(ids, attention_mask=torch.ones_like(ids), strength=strength, **options)
         assert text == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(pair, tokenizer):
+    ending = copy.deepcopy(tokenizer)
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    assert ending("w1").input_ids[-1] == ending.eos_token_id
+    options = {"max_new_tokens": 5, "do_sample": False}
+    assert complete(pair, ending, PROMPTS, **options) == complete(pair, tokenizer, PROMPTS, **options)
 
 
 def test_exact_match_and_the_tasks_own_judgement_are_per_example(pair, tokenizer):
