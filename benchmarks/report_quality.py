@@ -171,10 +171,10 @@ def quality_cell(metric: Metric, arm: list[Result], baseline: list[Result]) -> s
 
 
 def interval_cell(found: Interval, metric: Metric) -> str:
-    """A difference with its interval, bold if that excludes 0."""
-    digits = metric.digits
-    text = f"{found.mean:+z.{digits}f} [{found.low:+z.{digits}f}, {found.high:+z.{digits}f}]"
-    return text if found.low <= 0 <= found.high else f"**{text}**"
+    """A difference with its interval, bold if that excludes 0 as it is shown."""
+    mean, low, high = (round(value, metric.digits) + 0.0 for value in (found.mean, found.low, found.high))
+    text = f"{mean:+.{metric.digits}f} [{low:+.{metric.digits}f}, {high:+.{metric.digits}f}]"
+    return text if low <= 0 <= high else f"**{text}**"
 
 
 def against_rivals(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
