@@ -47,8 +47,10 @@ sanitize: $(STAMP)
 		$(BIN)/python -m pytest --capture=sys -p no:cacheprovider tests/test_ops_*.py tests/test_kernels_*.py
 
 # As on a GPU with clusters of blocks, then as on one without.
+# GPUs of 9.0, 8.0 and 12.0, with what a block may have of their shared memory.
 emulate: $(STAMP)
-	for capability in 90 80; do PATH="$(BIN):$$PATH" COPILOT_EMULATION=1 COPILOT_EMULATED_CAPABILITY=$$capability \
+	for gpu in 90:232448 80:166912 120:101376; do PATH="$(BIN):$$PATH" COPILOT_EMULATION=1 \
+		COPILOT_EMULATED_CAPABILITY=$${gpu%:*} COPILOT_EMULATED_SHARED=$${gpu#*:} \
 		$(BIN)/python -m pytest -p no:cacheprovider tests/test_ops_*.py tests/test_kernels_*.py || exit 1; done
 
 bench: $(STAMP)
