@@ -46,7 +46,6 @@ sanitize: $(STAMP)
 		LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" \
 		$(BIN)/python -m pytest --capture=sys -p no:cacheprovider tests/test_ops_*.py tests/test_kernels_*.py
 
-# As on a GPU with clusters of blocks, then as on one without.
 # GPUs of 9.0, 8.0 and 12.0, with what a block may have of their shared memory.
 emulate: $(STAMP)
 	for gpu in 90:232448 80:166912 120:101376; do PATH="$(BIN):$$PATH" COPILOT_EMULATION=1 \
