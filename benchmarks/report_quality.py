@@ -167,7 +167,12 @@ def quality_cell(metric: Metric, arm: list[Result], baseline: list[Result]) -> s
     cell = f"{np.mean(means):.{digits}f} ({min(means):.{digits}f}–{max(means):.{digits}f})"
     if arm is baseline:
         return cell
-    return f"{cell}<br>{interval_cell(found, metric)}"
+    return f"{cell}<br>{interval_cell(found, metric)}{of_fewer(means, arm)}"
+
+
+def of_fewer(means: list[float], arm: list[Result]) -> str:
+    """How many seeds a figure is of, where these are not all of its arm's."""
+    return f" ({plural(len(means), 'seed')})" if len(means) < len(arm) else ""
 
 
 def interval_cell(found: Interval, metric: Metric) -> str:
@@ -236,8 +241,10 @@ def read_quality(folder: Path, name: str) -> dict[str, list[Result]]:
         )
     if not by_point:
         return {}
-    order = next(iter(by_point.values()))[0]["settings"]["points"]
-    return {point: by_point[point] for point in order if point in by_point}
+    # A file's points grow in number: its longest list names all.
+    everything = [result for results in by_point.values() for result in results if result["part"] == "copilots"]
+    order = max((result["settings"]["points"] for result in everything), key=len)
+    return {point: by_point[point] for point in sorted(by_point, key=list(order).index)}
 
 
 def plural(count: float, name: str) -> str:
@@ -290,9 +297,9 @@ def overview_cell(metric: Metric, arm: list[Result], pilot: list[Result]) -> str
     compared = compare(metric, arm, pilot) if arm else None
     if compared is None:
         return ""
-    return (
-        f"{np.mean(compared.means):.{metric.digits}f}" if arm is pilot else interval_cell(compared.difference, metric)
-    )
+    if arm is pilot:
+        return f"{np.mean(compared.means):.{metric.digits}f}"
+    return interval_cell(compared.difference, metric) + of_fewer(compared.means, arm)
 
 
 def quality(folder: Path, name: str, about: str) -> str:

@@ -350,6 +350,28 @@ def test_the_overview_holds_the_pilots_scores_and_what_others_add_in_what_time(r
     assert report.overview(tmp_path / "empty") == "Not measured yet."
 
 
+def test_a_point_that_a_file_got_later_is_shown(report: Any, tmp_path: Path) -> None:
+    scores = {"brier": [0.1, 0.2], "tokens": [2, 2]}
+    one = arm([0, 1], **scores)
+    write_mawps(tmp_path, 0, pilot=one, pair=one)
+    first = json.loads((tmp_path / "quality" / "mawps" / "best_seed0_copilots.json").read_text())
+    points = {"early": {"epochs": 1}} | SETTINGS["points"]
+    later = first | {"settings": SETTINGS | {"points": points}}
+    write(tmp_path / "quality" / "mawps" / "early_seed0_copilots.json", later)
+    text = report.SECTIONS["mawps"](tmp_path)
+    assert 0 <= text.index("**Early: 1 epoch**") < text.index("**Best: 3 epochs**")
+
+
+def test_a_figure_of_fewer_seeds_than_its_arm_says_so(report: Any, tmp_path: Path) -> None:
+    scores = {"brier": [0.1, 0.2], "tokens": [2, 2]}
+    write_mawps(tmp_path, 0, pilot=arm([0, 1], **scores), pair=arm([1, 1], **scores))
+    silent = {name: value for name, value in arm([1, 1], **scores).items() if name != "answers, greedy"}
+    write_mawps(tmp_path, 1, pilot=arm([0, 1], **scores), pair=silent)
+    exact, answers, *_ = cells(report.SECTIONS["mawps"](tmp_path), "Pilot + Copilot<br>*does it help?*")
+    assert "seed" not in exact
+    assert answers.endswith(" (1 seed)")
+
+
 def test_only_what_stands_between_markers_changes(report: Any, tmp_path: Path) -> None:
     text = "before\n<!-- mawps:begin -->\nold\n<!-- mawps:end -->\nafter\n"
     new = report.rewrite(text, tmp_path)
