@@ -80,7 +80,10 @@ def train(
         with suppress(OSError):
             Path(arguments.output_dir).rmdir()  # only when nothing has been written to it
         raise
+    trainer.save_model()
+    trainer.save_state()  # with the history of the losses
     if trainer.is_world_process_zero():
+        trainer.mistake_log.save(Path(arguments.output_dir) / LOG_FILE)
         found = calibrate(
             pair,
             validation_rows,
@@ -89,12 +92,9 @@ def train(
             completion_only_loss=arguments.completion_only_loss,
             assistant_only_loss=arguments.assistant_only_loss,
         )
+        pair.config.save_pretrained(arguments.output_dir)
         before, after = found.pilot.per_token()[0], found.pair.per_token()[0]
         print(f"lambda = {found.strength:.3f} on {len(validation_rows)} rows: Brier score {before:.4f} -> {after:.4f}")
-    trainer.save_model()
-    trainer.save_state()  # with the history of the losses
-    if trainer.is_world_process_zero():
-        trainer.mistake_log.save(Path(arguments.output_dir) / LOG_FILE)
 
 
 def evaluate(data: DataArguments, evaluation: EvaluationArguments, generation: GenerationArguments) -> None:

@@ -116,6 +116,17 @@ def test_a_pair_is_trained_evaluated_and_used(save_pilot, rows_file, tmp_path, c
     assert "taken for" in report
 
 
+def test_a_trained_pair_is_kept_when_calibrating_fails(save_pilot, rows_file, tmp_path, capsys, monkeypatch):
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise ValueError("no lambda")
+
+    monkeypatch.setattr("copilot.cli.calibrate", fail)
+    out = tmp_path / "out"
+    assert train(save_pilot("llama"), rows_file, out) == 1
+    assert "no lambda" in capsys.readouterr().err
+    assert run("generate", "w3 w4", pair=out, max_new_tokens=4) == 0
+
+
 def test_training_changes_the_pilot_in_full_unless_adapters_are_asked_for(save_pilot, rows_file, tmp_path):
     pilot = save_pilot()
     assert train(pilot, rows_file, tmp_path / "full") == 0
