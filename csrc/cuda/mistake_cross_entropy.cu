@@ -484,8 +484,10 @@ __global__ void __launch_bounds__(kThreads, 3) whole_kernel(MistakeCrossEntropy 
     } else {
       read_weights(chunk);
     }
+    float part = 0.0f;  // a long sum of equal terms would drift
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) mass += values[i];
+    for (int i = 0; i < kElements; ++i) part += values[i];
+    mass += part;
   }
   const double total = cluster_reduce(static_cast<double>(mass), 0.0, [](double a, double b) { return a + b; });
 
