@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from copilot.model import CopilotModel
 from copilot.pair import PilotCopilotModel
+from copilot.pair_base import has_adapters
 
 ADAPTER_PREFIX = "base_model.model."  # save_pretrained writes it before each name of an adapter
 
@@ -26,7 +27,7 @@ def read_weights(pair: PilotCopilotModel, directory: Path) -> tuple[dict[str, Te
     """
     copilot = read_model(CopilotModel, directory)
     check_equal_shapes("Copilot", copilot, pair.copilot.state_dict())
-    if has_adapters(pair):
+    if has_adapters(pair.pilot):
         saved = load_file(directory / "pilot" / "adapter_model.safetensors")
         pilot = {name.removeprefix(ADAPTER_PREFIX): tensor for name, tensor in saved.items()}
         check_equal_shapes("Pilot's adapter", pilot, pair.pilot.get_adapter_state_dict())
@@ -58,12 +59,7 @@ def check_equal_shapes(owner: str, saved: dict[str, Tensor], current: dict[str, 
 def write_weights(pair: PilotCopilotModel, copilot: dict[str, Tensor], pilot: dict[str, Tensor]) -> None:
     """Put the result of `read_weights` into the pair, in place."""
     pair.copilot.load_state_dict(copilot)
-    if has_adapters(pair):
+    if has_adapters(pair.pilot):
         set_peft_model_state_dict(pair.pilot, pilot, adapter_name=pair.pilot.active_adapters()[0])
     else:
         pair.pilot.load_state_dict(pilot)
-
-
-def has_adapters(pair: PilotCopilotModel) -> bool:
-    """Whether the Pilot trains adapters, so that only these are saved."""
-    return bool(getattr(pair.pilot, "peft_config", None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,11 +29,15 @@ from copilot.tap import PilotTap, embed, logits_only_at
 logger = logging.get_logger(__name__)
 
 
-def discard_weights(folder: Path, but: Container[str] = ()) -> None:
-    """Delete the weights and adapters of a saved model: another one's beside them would be loaded with these."""
-    for path in [*folder.glob("model*.safetensors*"), *folder.glob("adapter_*")]:
-        if path.name not in but:
-            path.unlink()
+def has_adapters(pilot: PreTrainedModel) -> bool:
+    """Whether a Pilot trains adapters, so that only these are saved."""
+    return bool(getattr(pilot, "peft_config", None))
+
+
+def discard_other_kind(folder: Path, pilot: PreTrainedModel) -> None:
+    """Delete adapters saved before beside a Pilot's weights, or weights beside its adapters: both would be loaded."""
+    for path in folder.glob("model*.safetensors*" if has_adapters(pilot) else "adapter_*"):
+        path.unlink()
 
 
 @dataclass
@@ -153,10 +156,10 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         folder = Path(save_directory) / "pilot"
         if save_pilot:
             of_pilot = {name: kwargs[name] for name in ("is_main_process", "max_shard_size") if name in kwargs}
-            if of_pilot.get("is_main_process", True):
-                discard_weights(folder)
             self.pilot.save_pretrained(folder, **of_pilot, **options("pilot"))
-        elif getattr(self.pilot, "peft_config", None):
+            if of_pilot.get("is_main_process", True):
+                discard_other_kind(folder, self.pilot)
+        elif has_adapters(self.pilot):
             logger.warning("The Pilot's adapters are not saved with its Copilot; save_pilot=True writes both.")
         self.copilot.save_pretrained(save_directory, **kwargs, **options("copilot"))
 

@@ -22,13 +22,13 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
 from transformers.utils import logging
 
-from copilot.checkpoints import has_adapters, read_weights, write_weights
+from copilot.checkpoints import read_weights, write_weights
 from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import parameter_groups
 from copilot.loss import IGNORE_INDEX
 from copilot.mistake_log import MistakeLog
 from copilot.pair import PilotCopilotModel
-from copilot.pair_base import discard_weights
+from copilot.pair_base import discard_other_kind, has_adapters
 
 logger = logging.get_logger(__name__)
 
@@ -133,7 +133,7 @@ class CopilotTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs, expected 1: start one process for each with torchrun, or set "
                 "CUDA_VISIBLE_DEVICES"
             )
-        if peft_config is not None and has_adapters(model):
+        if peft_config is not None and has_adapters(model.pilot):
             raise ValueError(f"peft_config is given, but the Pilot has the adapters {model.pilot.active_adapters()}")
         prepare = partial(
             prepare_dataset,
@@ -305,12 +305,11 @@ class CopilotTrainer(Trainer):
             self.processing_class.save_pretrained(unfinished)
         torch.save(self.args, unfinished / "training_args.bin")
         (unfinished / "README.md").write_text(self._model_card(), encoding="utf-8")
-        files = [path for path in unfinished.rglob("*") if path.is_file()]
-        for file in files:
+        for file in [path for path in unfinished.rglob("*") if path.is_file()]:
             finished = target / file.relative_to(unfinished)
             finished.parent.mkdir(parents=True, exist_ok=True)
             file.replace(finished)
-        discard_weights(target / "pilot", but={file.name for file in files if file.parent.name == "pilot"})
+        discard_other_kind(target / "pilot", self.model.pilot)
         shutil.rmtree(unfinished)
 
     def _save_rng_state(self, output_dir: str) -> None:
