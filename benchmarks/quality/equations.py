@@ -52,6 +52,8 @@ def words_and_expression(problem: str, equation: str) -> tuple[list[str], list[s
 class Equations:
     """MAWPS with its numbers named and its equations in prefix notation, and a small T5 trained from scratch.
 
+    Of 400 held-out problems 85 stand in the training data, too, but for their numbers.
+
     Attributes:
         data: folder in the LLM-Adapters layout.
         held_out_size: problems, the same for all seeds, of the training file: those of the test file have no equations.
