@@ -275,8 +275,10 @@ def test_gradients_are_as_exact_as_the_references(rectifier, fusion, k, strength
     logits, delta, index = random_case(10, 60, k, mode)
     delta = delta.tanh() if mode == MODES[0] else delta
     upstream = torch.randn(10, 60, generator=torch.Generator().manual_seed(1))
-    if mode == ("linear", "probability"):  # the loss of a clamped entry is infinite: it has no gradient
-        upstream *= in_kernel(logits, delta, strength, index, mode).isfinite()
+    if mode == ("linear", "probability"):
+        # Of p^ + lambda delta near 0 float32 holds few digits, and the gradient is its inverse; a clamped entry has none.
+        moved = logits.softmax(-1) + strength * dense(delta, index, 60)
+        upstream *= moved > 1e-2 * logits.softmax(-1)
     arguments = strength, index, mode, upstream
     truth = gradients(in_reference_of_float64, logits.double(), delta.double(), *arguments[:3], upstream.double())
     actual, naive = (gradients(f, logits, delta, *arguments) for f in (in_kernel, in_reference))

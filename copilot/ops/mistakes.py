@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class Mistakes:
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields by name, without `top_index` where it is None."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # which torch.compile can trace
+        return {name: value for name, value in values.items() if value is not None}
 
     def cpu(self) -> Mistakes:
         """A copy in the CPU's memory, or these where they are there already."""

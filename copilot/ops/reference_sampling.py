@@ -95,6 +95,7 @@ def rectify_sample(
         scores = warp(log_prob, temperature, top_k, top_p)
         race = uniforms(seed, offset, *scores.shape).log().neg().log() - scores.double()  # log(E_v / w_v)
         token = race.argmin(-1)
-        log_prob = scores.log_softmax(-1)
+        # In float64: torch's float32 sum over a large vocabulary can lose the fifth digit on a CPU.
+        log_prob = scores.log_softmax(-1, dtype=torch.float64).float()
     value = log_prob.gather(-1, token[:, None]).squeeze(1)
     return token.masked_fill(undefined, -1), value.masked_fill(undefined, math.nan)
