@@ -43,7 +43,7 @@ def test_a_kernel_compiles_without_a_spill(source: Path, tmp_path: Path) -> None
     if source.stem in ("rectify", "rectify_sample"):  # beside the slice; see kSharedBesideSlice in rectify.cuh
         shared = [int(bytes_) for bytes_ in re.findall(r"(\d+) bytes smem", said)]
         assert shared
-        assert max(shared) <= 16 * 1024, said
+        assert max(shared) <= 20 * 1024, said
 
 
 @pytest.mark.parametrize("source", BINDINGS, ids=lambda path: path.stem)

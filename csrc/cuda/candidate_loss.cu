@@ -230,6 +230,7 @@ __device__ __forceinline__ void load_tokens(const Candidates& candidates, int64_
 
 template <Objective kObjective>
 __global__ void __launch_bounds__(kThreads, 2) loss_of_many(const CandidateLoss job) {
+  announce_block();
   const Candidates& candidates = job.candidates;
   const int64_t row = blockIdx.x / cluster_size(), k = candidates.k;
   const int64_t slice = (eights(k) + cluster_size() - 1) / cluster_size() * kEight;
@@ -246,6 +247,7 @@ __global__ void __launch_bounds__(kThreads, 2) loss_of_many(const CandidateLoss 
     }
     part.template absorb<kEight>(p, d, static_cast<int>(place - v));
   }
+  wait_for_blocks();
   conclude<kObjective, OfCluster>(job, row, part, place);
 }
 

@@ -34,9 +34,12 @@ struct Launch {
   int64_t blocks;
   unsigned threads;         // of a block
   Stream stream = nullptr;  // the default stream
-  unsigned cluster = 1;     // blocks that share their memory, up to 8; more than 1 needs capability 9
+  unsigned cluster = 1;     // blocks that share their memory, see kMostBlocks; more than 1 needs capability 9
   size_t shared = 0;        // bytes of dynamic_shared()
 };
+
+// Of a cluster on GPUs of capability 9.0 and 10.0; on others 8.
+constexpr unsigned kMostBlocks = 16;
 
 struct Device {
   int capability;           // 80 for 8.0; of the code that runs, which may be compiled for an older GPU
@@ -100,6 +103,10 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
   if (how.blocks == 0) return;
   if (how.shared > 0) allow_shared(reinterpret_cast<const void*>(kernel), how.shared);
+  if (how.cluster > 8) {
+    check(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  }
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = how.cluster;
@@ -134,6 +141,9 @@ T* dynamic_shared() {
 inline unsigned cluster_rank() { return emulation::current->block->rank; }
 inline unsigned cluster_size() { return emulation::running->size(); }
 inline void cluster_sync() { emulation::current->block->cluster_barrier.wait(); }
+inline void cluster_arrive() { cluster_sync(); }
+inline void announce_block() {}
+inline void wait_for_blocks() {}
 template <class T>
 T* of_peer(T* address, unsigned rank) {
   return emulation::of_peer(address, rank);
@@ -159,7 +169,13 @@ __device__ __forceinline__ T* dynamic_shared() {
 __device__ __forceinline__ unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
 __device__ __forceinline__ unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
 __device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
-// The same variable of another block of the cluster. Between cluster_sync()s only: a block that has ended has none.
+// A block's last statement, in place of a cluster_sync() of those that go on.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+// A kernel's first statement, and what comes before the first of_peer(): until then a block may not have begun. After
+// the last of_peer() there must be a cluster_sync(): a block that has ended has no variables.
+__device__ __forceinline__ void announce_block() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::); }
+__device__ __forceinline__ void wait_for_blocks() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+// The same variable of another block of the cluster.
 template <class T>
 __device__ __forceinline__ T* of_peer(T* address, unsigned rank) {
   return cooperative_groups::this_cluster().map_shared_rank(address, rank);
@@ -168,6 +184,9 @@ __device__ __forceinline__ T* of_peer(T* address, unsigned rank) {
 __device__ __forceinline__ unsigned cluster_rank() { return 0; }
 __device__ __forceinline__ unsigned cluster_size() { return 1; }
 __device__ __forceinline__ void cluster_sync() { __syncthreads(); }
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void announce_block() {}
+__device__ __forceinline__ void wait_for_blocks() {}
 template <class T>
 __device__ __forceinline__ T* of_peer(T* address, unsigned) {
   return address;
@@ -221,6 +240,25 @@ __device__ __forceinline__ T from_float(float x) {
 #endif
   }
 }
+
+// ---- Functions as the GPU has them: within 2^-22 of the result for moderate x, and 0 for what float32 holds but
+// poorly ----
+
+#ifdef COPILOT_EMULATION
+inline float fast_exp(float x) { return std::exp(x); }
+inline float fast_log(float x) { return std::log(x); }
+#else
+__device__ __forceinline__ float fast_exp(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  return y;
+}
+__device__ __forceinline__ float fast_log(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y * 0.693147181f;
+}
+#endif
 
 // f(T{}) with T the element type.
 template <class F>
@@ -335,18 +373,43 @@ __device__ __forceinline__ T block_reduce(T value, T nothing, Op op) {
   return value;
 }
 
+template <class T>
+struct BlockValues {
+  T of_block[kMostBlocks];
+};
+
+// After wait_for_blocks(). One for each T and Op in a kernel, unless a cluster_sync() lies between two.
 template <class T, class Op>
 __device__ __forceinline__ T cluster_reduce(T value, T nothing, Op op) {
-  value = block_reduce(value, nothing, op);
-  if (cluster_size() == 1) return value;
-  COPILOT_SHARED(T, shared);
-  if (threadIdx.x == 0) shared = value;
+  const unsigned size = cluster_size();
+  if (size == 1) return block_reduce(value, nothing, op);
+  using OfWarps = WarpValues<T>;
+  using OfBlocks = BlockValues<T>;
+  COPILOT_SHARED(OfWarps, of_warps);
+  COPILOT_SHARED(OfBlocks, of_blocks);
+  const unsigned lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  value = warp_reduce(value, op);
+  if (lane == 0) of_warps.of_warp[threadIdx.x / 32] = value;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    value = warp_reduce(lane < warps ? of_warps.of_warp[lane] : nothing, op);
+    // Every block tells every other one, so that one barrier is enough.
+    if (lane < size) of_peer(&of_blocks, lane)->of_block[cluster_rank()] = value;
+  }
   cluster_sync();
-  value = *of_peer(&shared, 0);
-  for (unsigned rank = 1; rank < cluster_size(); ++rank) value = op(value, *of_peer(&shared, rank));
-  cluster_sync();
-  return value;
+  return warp_reduce(lane < size ? of_blocks.of_block[lane] : nothing, op);
 }
+
+struct Add {
+  template <class T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+struct Larger {
+  __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
 
 // The largest value, or NaN if there is one.
 __device__ __forceinline__ float max_or_nan(float a, float b) { return a != a || a > b ? a : b; }

@@ -147,7 +147,7 @@ class Cluster {
  public:
   Cluster(dim3 grid, unsigned block_size, unsigned cluster_size, size_t shared, std::function<void()> kernel)
       : kernel_(std::move(kernel)) {
-    if (block_size == 0 || block_size > 1024 || grid.x % cluster_size != 0 || cluster_size > 8 ||
+    if (block_size == 0 || block_size > 1024 || grid.x % cluster_size != 0 || cluster_size > 16 ||
         shared > shared_per_block()) {
       throw std::runtime_error("a launch that no GPU accepts");
     }

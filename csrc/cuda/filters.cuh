@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "device.cuh"
+#include "ordered.cuh"
 
 namespace copilot::cuda {
 
@@ -15,22 +15,16 @@ namespace copilot::cuda {
 constexpr int kTokenBits = 20;
 constexpr int64_t kMostTokens = int64_t{1} << kTokenBits;
 
-// Keeps the order; 0 and -0 are equal.
-__device__ __forceinline__ uint32_t ordered(float score) {
-  const uint32_t bits = __float_as_uint(score + 0.0f);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
-__device__ __forceinline__ float score_of(uint32_t number) {
-  return __uint_as_float(number >> 31 ? number & 0x7FFFFFFFu : ~number);
-}
-
 __device__ __forceinline__ uint64_t rank_of(float score, int token) {
   return uint64_t{ordered(score)} << kTokenBits | static_cast<uint32_t>(kMostTokens - 1 - token);
 }
 
+__device__ __forceinline__ int token_of_rank(uint64_t rank) {
+  return static_cast<int>(kMostTokens - 1 - static_cast<int64_t>(rank & (kMostTokens - 1)));
+}
+
 __device__ __forceinline__ float score_of_rank(uint64_t rank) {
-  return score_of(static_cast<uint32_t>(rank >> kTokenBits));
+  return of_ordered(static_cast<uint32_t>(rank >> kTokenBits));
 }
 
 // ---- Bins of ranks ----
@@ -149,7 +143,7 @@ class Filters {
   __device__ __forceinline__ void each_score(F&& f) const {
     scores_.each_pack([&](int at, const Pack<float>& pack) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) f(at + i, pack.at[i], rank_of(pack.at[i], scores_.first + at + i));
+      for (int i = 0; i < 4; ++i) f(at + i, pack.at[i]);
     });
   }
 
@@ -170,7 +164,10 @@ class Filters {
 __device__ __forceinline__ void Filters::count(const Bins& bins, bool weigh, Histogram& histogram) const {
   for (int bin = threadIdx.x; bin < kBins; bin += blockDim.x) histogram.upper[bin] = histogram.lower[bin] = 0;
   __syncthreads();
-  each_score([&](int, float score, uint64_t rank) {
+  const float low = score_of_rank(bins.low), high = score_of_rank(bins.high);
+  each_score([&](int at, float score) {
+    if (!(score >= low && score <= high)) return;  // most, after the first round
+    const uint64_t rank = rank_of(score, scores_.first + at);
     if (!bins.has(rank)) return;
     const int bin = bins.bin_of(rank);
     if (weigh) {
@@ -257,8 +254,10 @@ __device__ __forceinline__ void Filters::keep(uint64_t k, double top_p) {
     }
     bins = Bins::of(last, high);
   }
-  each_score([&](int at, float, uint64_t rank) {
-    if (at < scores_.count && rank < last) scores_.values[at] = -kInfinity;
+  const float last_score = score_of_rank(last);
+  each_score([&](int at, float score) {
+    const bool is_kept = score > last_score || (score == last_score && rank_of(score, scores_.first + at) >= last);
+    if (!is_kept && at < scores_.count) scores_.values[at] = -kInfinity;
   });
 }
 

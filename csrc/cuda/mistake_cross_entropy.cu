@@ -1,16 +1,17 @@
 // The Pilot's cross-entropy, its gradient and the compact mistakes it leaves; see csrc/cpu/mistake_cross_entropy.h.
 //
 // With k tokens kept, the vocabulary is cut into slices. A block streams one, and leaves its k largest entries in order
-// and the sums over all others; a small second kernel merges the slices of a row. What must be moved is the logits,
-// once. At k = 32, what slices leave is 1 % of that, and a quarter is read twice, the second time from the second-level
-// cache, to know from which value on an entry may be among the k largest. Sums run in float in a thread and in double
-// over threads.
+// and the sums over all others. The blocks of a row are a cluster, whose first one merges what they leave; where there
+// are no clusters, or more slices than they have blocks, a small second kernel does. What must be moved is the logits,
+// once. At k = 32, what slices leave is 1 % of that, and a quarter, or half of shorter elements, is read twice, the
+// second time from the second-level cache, to know from which value on an entry may be among the k largest. Sums run in
+// float in a thread and in double over threads.
 //
 // With the whole vocabulary kept, a cluster of blocks holds a row in shared memory between its two reductions, so that
 // the logits are read once and the probabilities written once. Where there are no clusters, it is one block, and a row
 // that is too long for it is read three times.
 
-#include "device.cuh"
+#include "ordered.cuh"
 
 namespace copilot::cuda {
 namespace {
@@ -19,10 +20,16 @@ constexpr unsigned kThreads = 256;
 constexpr int kElements = 16;  // that a thread has at a time
 constexpr int kChunk = kThreads * kElements;
 constexpr int kSlice = 8 * kChunk;  // elements, at most
-constexpr int kRoom = 512;          // entries of a slice that have room in shared memory
-constexpr int kMostHands = 128;     // up to this k, the threads' largest entries tell the k largest from the rest
+constexpr int64_t kFewSlices = 8;   // whose blocks can be a cluster
+constexpr int kRoom = 1024;         // entries of a slice that have room in shared memory
+constexpr int kRanked = 256;        // of which so many are ranked, if they are enough
+constexpr int kMostOfHands = 128;   // up to this k, the threads' largest entries tell the k largest from the rest
 constexpr unsigned kMergeThreads = 128;
-constexpr int kMergeRoom = 1024;  // entries of a row that have room in shared memory
+
+// Every kSampled / k-th chunk is read twice, first to learn which values may be among the k largest. Fewer chunks would
+// leave more entries to be put aside.
+template <class T>
+constexpr int kSampled = 32 * sizeof(T);
 
 // Some thousand elements of a row, and where they begin in it.
 template <class T>
@@ -43,13 +50,15 @@ struct Slice {
     return static_cast<int>(i / kPack<T> * kThreads + threadIdx.x) * kPack<T> + i % kPack<T>;
   }
 
-  // This thread's elements of a chunk; behind the last one is -infinity.
+  // This thread's elements of a chunk; behind the last one is -infinity. What is read again may stay in the caches.
+  template <bool kAgain = false>
   __device__ __forceinline__ void load(int chunk, float* values) const {
     if (aligned && chunk + kChunk <= size) {  // every load is on its way before the first is waited for
       uint4 bits[kElements / kPack<T>];
 #pragma unroll
       for (int i = 0; i < kElements; i += kPack<T>) {
-        bits[i / kPack<T>] = __ldcs(reinterpret_cast<const uint4*>(from + chunk + place(i)));
+        const auto* pack = reinterpret_cast<const uint4*>(from + chunk + place(i));
+        bits[i / kPack<T>] = kAgain ? __ldg(pack) : __ldcs(pack);
       }
       Pack<T> packs[kElements / kPack<T>];
       memcpy(packs, bits, sizeof(packs));
@@ -79,15 +88,10 @@ __device__ __forceinline__ bool is_ignored(const int64_t* labels, int64_t row, i
 // ----
 
 __device__ __forceinline__ uint64_t key_of(float value, int64_t index) {
-  const uint32_t bits = __float_as_uint(value + 0.0f);  // no -0
-  const uint32_t order = value != value ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;
-  return uint64_t{order} << 32 | static_cast<uint32_t>(~index);
+  return uint64_t{value != value ? 0 : ordered(value)} << 32 | static_cast<uint32_t>(~index);
 }
 
-__device__ __forceinline__ float value_of(uint64_t key) {
-  const uint32_t order = static_cast<uint32_t>(key >> 32);
-  return __uint_as_float(order >> 31 ? order & 0x7FFFFFFFu : ~order);
-}
+__device__ __forceinline__ float value_of(uint64_t key) { return of_ordered(static_cast<uint32_t>(key >> 32)); }
 
 __device__ __forceinline__ int64_t index_of(uint64_t key) { return static_cast<uint32_t>(~key); }
 
@@ -116,33 +120,17 @@ struct Slices {
   }
 };
 
-struct Bars {
-  float of_thread[kThreads];
-  float bar;
-};
-
-// The k-th largest of what the threads find as the largest of every `step`-th chunk: it has k entries at least that are
-// no smaller, and few more.
+// What has k entries at least that are no smaller, and few more: of every `step`-th chunk.
 template <class T>
 __device__ __forceinline__ float bar_of_hands(const Slice<T>& slice, int k, int step) {
-  COPILOT_SHARED(Bars, bars);
   float most = -kInfinity;
   for (int chunk = 0; chunk < slice.size; chunk += step * kChunk) {
     float values[kElements];
-    slice.load(chunk, values);
+    slice.template load<true>(chunk, values);
 #pragma unroll
     for (int i = 0; i < kElements; ++i) most = fmaxf(most, values[i]);
   }
-  bars.of_thread[threadIdx.x] = most;
-  __syncthreads();
-  int larger = 0;
-  for (unsigned i = 0; i < kThreads; ++i) {
-    const float other = bars.of_thread[i];
-    larger += other > most || (other == most && i < threadIdx.x);
-  }
-  if (larger == k - 1) bars.bar = most;
-  __syncthreads();
-  return bars.bar;
+  return reached_by(k, most);
 }
 
 struct Radix {
@@ -205,7 +193,7 @@ struct Sweep {
 
 // Puts the entries that reach the bar into `found`, in no particular order, and sums the others up.
 template <class T>
-__device__ __forceinline__ Sweep sweep(const Slice<T>& slice, uint64_t bar, uint64_t* found, int room) {
+__device__ __forceinline__ Sweep sweep(const Slice<T>& slice, uint64_t bar, bool exact, uint64_t* found, int room) {
   COPILOT_SHARED(int, count);
   __syncthreads();
   if (threadIdx.x == 0) count = 0;
@@ -222,9 +210,10 @@ __device__ __forceinline__ Sweep sweep(const Slice<T>& slice, uint64_t bar, uint
     if (any) {
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
+        if (values[i] < least) continue;  // most, without any work
         const int place = chunk + slice.place(i);
         const uint64_t key = key_of(values[i], slice.first + place);
-        if (place >= slice.size || key < bar) continue;
+        if (place >= slice.size || (exact && key < bar)) continue;
         const int slot = atomicAdd(&count, 1);
         has_room &= slot < room;
         if (slot < room) found[slot] = key;
@@ -233,25 +222,65 @@ __device__ __forceinline__ Sweep sweep(const Slice<T>& slice, uint64_t bar, uint
     }
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
-      const float weight = expf(values[i] - reference);
+      const float weight = fast_exp(values[i] - reference);
       mass += weight;
-      square += weight * weight;
+      square = fmaf(weight, weight, square);
     }
   }
   __syncthreads();
   return {count, reference, mass, square};
 }
 
+// Of a slice; and of all of a row, once they are merged.
 struct Entries {
   uint64_t found[kRoom];
-  uint64_t others[kRoom];  // those that reach the bar and are not kept, in descending order
+  uint64_t ranked[kRanked];
+  int count;           // of `ranked`; more than kRanked: there is no room
+  uint64_t last_kept;  // the kept-th
 };
 
+// Writes the `kept` largest of the keys in order. They end with what it returns.
+__device__ __forceinline__ uint64_t keep_largest(const uint64_t* keys, int count, int kept, uint64_t* best,
+                                                 Entries& entries) {
+  float most = -kInfinity;
+  for (int i = threadIdx.x; i < count; i += kThreads) most = fmaxf(most, value_of(keys[i]));
+  const float bar = reached_by(kept, most);
+  if (threadIdx.x == 0) entries.count = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    if (value_of(keys[i]) < bar) continue;
+    const int slot = atomicAdd(&entries.count, 1);
+    if (slot < kRanked) entries.ranked[slot] = keys[i];
+  }
+  __syncthreads();
+  const bool have_room = entries.count <= kRanked;
+  const uint64_t* ranked = have_room ? entries.ranked : keys;
+  const int among = have_room ? entries.count : count;
+  for (int i = threadIdx.x; i < among; i += kThreads) {
+    const uint64_t key = ranked[i];
+    int larger = 0;
+    for (int j = 0; j < among; ++j) larger += ranked[j] > key;
+    if (larger < kept) best[larger] = key;
+    if (larger == kept - 1) entries.last_kept = key;
+  }
+  __syncthreads();
+  return entries.last_kept;
+}
+
+// Once all slices of the row are there; by the threads of one block.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 5) slices_kernel(MistakeCrossEntropy job, Slices slices) {
+__device__ __forceinline__ void merge_slices(const MistakeCrossEntropy& job, const Slices& slices, int64_t row,
+                                             Entries& entries);
+
+// kMerges: the slices of a row are those of a cluster, whose first block merges them.
+template <class T, bool kMerges>
+__global__ void __launch_bounds__(kThreads, kMerges ? 6 : 5) slices_kernel(MistakeCrossEntropy job, Slices slices) {
   COPILOT_SHARED(Entries, entries);
   const int64_t row = blockIdx.x / slices.count, at = blockIdx.x % slices.count;
-  if (is_ignored(job.labels, row, job.ignore_index, job.vocabulary)) return;
+  if (is_ignored(job.labels, row, job.ignore_index, job.vocabulary)) {
+    if (kMerges && at == 0) merge_slices<T>(job, slices, row, entries);
+    return;
+  }
   const int64_t first = at * slices.size;
   const Slice<T> slice(job.logits, row, first, smaller(first + slices.size, job.vocabulary));
   const int kept = slices.kept < slice.size ? slices.kept : slice.size;
@@ -261,41 +290,37 @@ __global__ void __launch_bounds__(kThreads, 5) slices_kernel(MistakeCrossEntropy
   const int room = slices.found ? kept : kRoom;
 
   Sweep swept;
-  for (bool exact = kept > kMostHands;; exact = true) {
-    const int step = kept < kMostHands ? kMostHands / kept : 1;
+  for (bool exact = kept > kMostOfHands;; exact = true) {
+    const int step = kept < kSampled<T> ? kSampled<T> / kept : 1;
     // Index behind all: whatever equals the bar reaches it.
     const uint64_t bar = exact ? exact_bar(slice, kept) : key_of(bar_of_hands(slice, kept, step), -1);
-    swept = sweep(slice, bar, found, room);
+    swept = sweep(slice, bar, exact, found, room);
     if (exact || (swept.found >= kept && swept.found <= room)) break;
   }
 
+  const uint64_t last_kept = keep_largest(found, swept.found, kept, best, entries);
+  float most = -kInfinity;  // of the others
   for (int i = threadIdx.x; i < swept.found; i += kThreads) {
-    const uint64_t key = found[i];
-    int larger = 0;
-    for (int j = 0; j < swept.found; ++j) larger += found[j] > key;
-    if (larger < kept) {
-      best[larger] = key;
-    } else {
-      entries.others[larger - kept] = key;
-    }
+    if (found[i] < last_kept) most = fmaxf(most, value_of(found[i]));
   }
-  __syncthreads();
-  float reference = swept.reference;
-  const int others = swept.found - kept;
-  if (others > 0) {
-    const float most = value_of(entries.others[0]);
-    if (fabsf(most) < kInfinity) reference = most;
-  }
+  most = block_reduce(most, -kInfinity, Larger{});
+  const float reference = fabsf(most) < kInfinity ? most : swept.reference;
   // Of nothing but -infinity no mass is left, and its reference of 0 may be far above the others'.
   const float scale = swept.mass == 0.0f ? 0.0f : expf(swept.reference - reference);
   Sums sums{swept.mass * scale, swept.square * scale * scale};
-  for (int i = threadIdx.x; i < others; i += kThreads) {
-    const float weight = expf(value_of(entries.others[i]) - reference);
+  for (int i = threadIdx.x; i < swept.found; i += kThreads) {
+    if (found[i] >= last_kept) continue;
+    const float weight = expf(value_of(found[i]) - reference);
     sums.mass += weight;
     sums.square += weight * weight;
   }
   sums = block_reduce(sums, Sums{}, [](Sums a, Sums b) { return Sums{a.mass + b.mass, a.square + b.square}; });
   if (threadIdx.x == 0) slices.sums[blockIdx.x] = {sums, reference};
+  if constexpr (kMerges) {
+    if (at > 0) return cluster_arrive();
+    cluster_sync();
+    merge_slices<T>(job, slices, row, entries);
+  }
 }
 
 // ---- Slices become a row ----
@@ -338,14 +363,12 @@ __device__ __forceinline__ void write_ignored_row(const MistakeCrossEntropy& job
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMergeThreads) merge_kernel(MistakeCrossEntropy job, Slices slices) {
-  using Staged = uint64_t[kMergeRoom];
-  COPILOT_SHARED(Staged, staged);
-  const int64_t row = blockIdx.x;
+__device__ __forceinline__ void merge_slices(const MistakeCrossEntropy& job, const Slices& slices, int64_t row,
+                                             Entries& staged) {
   float* prob = job.top_prob + row * job.k;
   int64_t* index = job.top_index + row * job.k;
   if (is_ignored(job.labels, row, job.ignore_index, job.vocabulary)) {
-    for (int64_t j = threadIdx.x; j < job.k; j += kMergeThreads) {
+    for (int64_t j = threadIdx.x; j < job.k; j += blockDim.x) {
       prob[j] = 0.0f;
       index[j] = 0;
     }
@@ -355,9 +378,9 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(MistakeCrossEntrop
 
   const int64_t entries = slices.count * static_cast<int64_t>(slices.kept);
   const uint64_t* keys = slices.best + row * entries;
-  if (entries <= kMergeRoom) {
-    for (int64_t i = threadIdx.x; i < entries; i += kMergeThreads) staged[i] = keys[i];
-    keys = staged;
+  if (entries <= kRoom) {
+    for (int64_t i = threadIdx.x; i < entries; i += blockDim.x) staged.found[i] = keys[i];
+    keys = staged.found;
     __syncthreads();
   }
   const auto entries_of = [&](int slice) {
@@ -371,40 +394,45 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(MistakeCrossEntrop
   const float largest = value_of(most);
 
   RowSums sums{};
-  for (int slice = 0; slice < slices.count; ++slice) {
-    const uint64_t* mine = keys + static_cast<int64_t>(slice) * slices.kept;
-    const int count = entries_of(slice);
-    for (int j = threadIdx.x; j < count; j += kMergeThreads) {
-      int64_t larger = j;
-      for (int other = 0; other < slices.count; ++other) {
-        if (other == slice) continue;
-        larger += count_larger(keys + static_cast<int64_t>(other) * slices.kept, entries_of(other), mine[j]);
-      }
-      const float weight = expf(value_of(mine[j]) - largest);
-      if (larger < job.k) {
-        index[larger] = index_of(mine[j]);
-        prob[larger] = weight;
-        sums.kept += weight;
-      } else {
-        sums.rest.mass += weight;
-        sums.rest.square += weight * weight;
-      }
+  for (int64_t i = threadIdx.x; i < entries; i += blockDim.x) {
+    const int slice = static_cast<int>(i / slices.kept), j = static_cast<int>(i % slices.kept);
+    if (j >= entries_of(slice)) continue;
+    const uint64_t mine = keys[i];
+    int64_t larger = j;
+    for (int other = 0; other < slices.count; ++other) {
+      if (other == slice) continue;
+      larger += count_larger(keys + static_cast<int64_t>(other) * slices.kept, entries_of(other), mine);
+    }
+    const float weight = expf(value_of(mine) - largest);
+    if (larger < job.k) {
+      index[larger] = index_of(mine);
+      prob[larger] = weight;
+      sums.kept += weight;
+    } else {
+      sums.rest.mass += weight;
+      sums.rest.square += weight * weight;
     }
   }
-  for (int slice = threadIdx.x; slice < slices.count; slice += kMergeThreads) {
+  for (int slice = threadIdx.x; slice < slices.count; slice += blockDim.x) {
     const SliceSums& others = slices.sums[row * slices.count + slice];
     if (others.sums.mass == 0.0f) continue;  // its reference may be far above
-    const double scale = exp(static_cast<double>(others.reference) - largest);
+    const double scale = expf(others.reference - largest);
     sums.rest.mass += others.sums.mass * scale;
-    sums.rest.square += others.sums.square * scale * scale;
+    sums.rest.square += others.sums.square * (scale * scale);
   }
   sums = block_reduce(sums, RowSums{}, [](RowSums a, RowSums b) {
     return RowSums{a.kept + b.kept, {a.rest.mass + b.rest.mass, a.rest.square + b.rest.square}};
   });
   const double total = sums.kept + sums.rest.mass;
   const float factor = static_cast<float>(1.0 / total);
-  for (int64_t j = threadIdx.x; j < job.k; j += kMergeThreads) prob[j] *= factor;
+  for (int64_t j = threadIdx.x; j < job.k; j += blockDim.x) prob[j] *= factor;
   if (threadIdx.x == 0) write_row<T>(job, row, largest, total, sums.rest);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMergeThreads) merge_kernel(MistakeCrossEntropy job, Slices slices) {
+  COPILOT_SHARED(Entries, entries);
+  merge_slices<T>(job, slices, blockIdx.x, entries);
 }
 
 // ---- The whole vocabulary is kept ----
@@ -441,6 +469,7 @@ struct Values {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3) whole_kernel(MistakeCrossEntropy job, int64_t size, bool has_room) {
+  announce_block();
   const int64_t row = blockIdx.x / cluster_size(), first = cluster_rank() * size;
   const Slice<T> slice(job.logits, row, first, smaller(first + size, job.vocabulary));
   const Values<T> kept{slice, dynamic_shared<float>()};
@@ -467,19 +496,20 @@ __global__ void __launch_bounds__(kThreads, 3) whole_kernel(MistakeCrossEntropy 
 #pragma unroll
     for (int i = 0; i < kElements; ++i) largest = max_or_nan(values[i], largest);
   }
+  wait_for_blocks();
   largest = cluster_reduce(largest, -kInfinity, max_or_nan);
 
   const auto read_weights = [&](int chunk) {
     slice.load(chunk, values);
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) values[i] = expf(values[i] - largest);
+    for (int i = 0; i < kElements; ++i) values[i] = fast_exp(values[i] - largest);
   };
   float mass = 0.0f;
   for (int chunk = 0; chunk < slice.size; chunk += kChunk) {
     if (has_room) {
       kept.get(chunk, values);
 #pragma unroll
-      for (int i = 0; i < kElements; ++i) values[i] = expf(values[i] - largest);
+      for (int i = 0; i < kElements; ++i) values[i] = fast_exp(values[i] - largest);
       kept.put(chunk, values);
     } else {
       read_weights(chunk);
@@ -555,7 +585,12 @@ void launch_slices(const MistakeCrossEntropy& job, int64_t rows, void* scratch, 
   slices.sums = static_cast<SliceSums*>(scratch);
   slices.best = reinterpret_cast<uint64_t*>(slices.sums + blocks);
   slices.found = slices.kept > kRoom ? slices.best + blocks * slices.kept : nullptr;
-  launch(slices_kernel<T>, {.blocks = blocks, .threads = kThreads, .stream = stream}, job, slices);
+  Launch how{.blocks = blocks, .threads = kThreads, .stream = stream};
+  if (slices.count == 1 || (slices.count <= kFewSlices && current_device().capability >= 90)) {
+    how.cluster = slices.count;
+    return launch(slices_kernel<T, true>, how, job, slices);
+  }
+  launch(slices_kernel<T, false>, how, job, slices);
   launch(merge_kernel<T>, {.blocks = rows, .threads = kMergeThreads, .stream = stream}, job, slices);
 }
 

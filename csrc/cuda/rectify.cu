@@ -10,26 +10,27 @@
 namespace copilot::cuda {
 namespace {
 
-template <Exchange exchange>
-__global__ void __launch_bounds__(kSliceThreads, 2)
+template <Exchange exchange, bool kDense>
+__global__ void __launch_bounds__(kSliceThreads, kDense ? 4 : 5)
     rectify_slice(const __grid_constant__ Rectification job, float* out) {
-  RowSlice slice(job);
+  RowSlice<kDense, kDense ? 8 : 16> slice(job);
   slice.load();
-  const Solution solution = slice.solve<exchange>();
+  const Solution solution = slice.template solve<exchange>();
   float* to = out + slice.row() * job.inputs.vocabulary + slice.first();
   const bool aligned = is_aligned(to);
   slice.each_pack(solution, [&](int at, const float* four) { store_pack(to + at, slice.count() - at, aligned, four); });
   slice.each_candidate(solution, [&](int at, float value) { to[at] = value; });
 }
 
-__global__ void __launch_bounds__(kSliceThreads, 2) sum_slice(const __grid_constant__ Rectification job) {
-  RowSlice slice(job);
+template <bool kDense>
+__global__ void __launch_bounds__(kSliceThreads, kDense ? 4 : 5) sum_slice(const __grid_constant__ Rectification job) {
+  RowSlice<kDense> slice(job);
   slice.load();
   slice.store_sums();
 }
 
-__global__ void __launch_bounds__(kSliceThreads, 2) mass_of_slice(const __grid_constant__ Rectification job) {
-  RowSlice slice(job);
+__global__ void __launch_bounds__(kSliceThreads, 4) mass_of_slice(const __grid_constant__ Rectification job) {
+  RowSlice<true> slice(job);
   slice.load();
   slice.store_mass();
 }
@@ -42,18 +43,18 @@ int64_t rectify_scratch(int64_t rows, int64_t vocabulary) {
 }
 
 void rectify_sums(const Rectification& job, Stream stream) {
-  launch(sum_slice, slice_launch(job, stream), job);
+  with_dense(job, [&](auto dense) { launch(sum_slice<dense.value>, slice_launch(job, stream), job); });
   if (job.dense && job.inputs.rectifier == Rectifier::kLinear) launch(mass_of_slice, slice_launch(job, stream), job);
 }
 
 void rectify(const RectifyInputs& inputs, float* out, void* scratch, Stream stream) {
   const Rectification job = rectification(inputs, scratch);
-  if (job.split.cluster) {
-    launch(rectify_slice<Exchange::kCluster>, slice_launch(job, stream), job, out);
-  } else {
-    rectify_sums(job, stream);
-    launch(rectify_slice<Exchange::kMemory>, slice_launch(job, stream), job, out);
-  }
+  if (!job.split.cluster) rectify_sums(job, stream);
+  with_dense(job, [&](auto dense) {
+    launch(job.split.cluster ? rectify_slice<Exchange::kCluster, dense.value>
+                             : rectify_slice<Exchange::kMemory, dense.value>,
+           slice_launch(job, stream), job, out);
+  });
 }
 
 }  // namespace copilot::cuda

@@ -2,10 +2,11 @@
 // mathematics are those of csrc/cpu/rectify.h; z, w and p~ mean what they mean there.
 //
 // A row is split into slices of adjacent tokens, of a length that follows from V alone, and a block holds one slice of
-// z as floats in shared memory. Its thread t owns the packs t, t + threads, ... of four elements, whatever the dtype
-// and the alignment, so that a sum has one order. w is never held beside z: a dense delta is added where it is needed,
-// and candidates take their places in the slice for w's sums, which only the threads compute that own such a place; the
-// sums of all others are those of z. Without any correction the sums of w are therefore those of z, to the last bit.
+// z as floats in shared memory. Its thread t reads and sums up the packs t, t + threads, ... of sixteen bytes of z,
+// whatever the alignment, so that a sum has one order. w is never held beside z: a dense delta is added where it is
+// needed, and candidates take their places in the slice for w's sums, which only the threads compute that read such a
+// place; the sums of all others are those of z. Without any correction the sums of w are therefore those of z, to the
+// last bit.
 //
 // The blocks of a row exchange their sums within a cluster where the GPU has clusters and the slices fit; else through
 // memory, one launch after the other (rectify_sums).
@@ -26,22 +27,27 @@ struct SliceSplit {
   bool cluster;  // the blocks of a row run as one cluster, or there is one block
 };
 
-constexpr unsigned kSliceThreads = 512;  // of a block at most
-constexpr int64_t kSliceLength = 8192;   // what a row is split for, into up to kMostSlices
-constexpr int64_t kMostSlices = 8;       // more only where the slices would not fit
+constexpr unsigned kSliceThreads = 256;  // of a block at most
+constexpr int64_t kSliceLength = 8192;   // what a row is split for, into up to most_slices()
 
 // Shared memory that a kernel has for other things than the slice, at most; tests/test_cuda_build.py holds it to that.
-constexpr size_t kSharedBesideSlice = 16 * 1024;
+constexpr size_t kSharedBesideSlice = 20 * 1024;
+
+// As many blocks as a cluster may have; more only where the slices would not fit.
+inline int64_t most_slices(const Device& device) {
+  return device.capability / 10 == 9 || device.capability / 10 == 10 ? kMostBlocks : 8;
+}
 
 // Follows from the vocabulary and the GPU alone, as results do.
 inline SliceSplit split_of(int64_t vocabulary, const Device& device) {
   if (vocabulary > std::numeric_limits<int>::max()) throw std::runtime_error("a vocabulary beyond 32 bits");
   const int64_t longest = (device.shared_per_block - kSharedBesideSlice) / sizeof(float) / 64 * 64;
+  const int64_t most = most_slices(device);
   int64_t slices = 1;
-  while ((slices < kMostSlices && vocabulary > slices * kSliceLength) || vocabulary > slices * longest) slices *= 2;
+  while ((slices < most && vocabulary > slices * kSliceLength) || vocabulary > slices * longest) slices *= 2;
   const int64_t length = ((vocabulary + slices - 1) / slices + 63) / 64 * 64;
   return {static_cast<int>(slices), static_cast<int>(length),
-          slices == 1 || (slices <= kMostSlices && device.capability >= 90)};
+          slices == 1 || (slices <= most && device.capability >= 90)};
 }
 
 // ---- The job ----
@@ -61,7 +67,6 @@ struct Rectification {
   SliceSplit split;
   unsigned threads;       // of a block
   bool dense;             // all tokens have a delta
-  bool holds_delta;       // in shared memory, behind the slice of z
   float strength, rest;   // lambda, 1 - lambda
   SliceSums* slice_sums;  // (rows, slices), where there is no cluster
   float* slice_masses;    // (rows, slices), likewise: of the linear p~'s corrected entries, with a dense delta
@@ -75,10 +80,6 @@ inline Rectification rectification(const RectifyInputs& inputs, void* scratch) {
   job.split = split_of(inputs.vocabulary, device);
   job.threads = std::clamp<unsigned>((job.split.length / 16 + 31) / 32 * 32, 32, kSliceThreads);
   job.dense = inputs.index == nullptr && inputs.delta.data != nullptr;
-  // Only if two blocks fit on a multiprocessor all the same; else delta is read again, from L2.
-  const size_t held = 2 * job.split.length * sizeof(float) + kSharedBesideSlice;
-  job.holds_delta =
-      job.dense && inputs.rectifier != Rectifier::kLogit && job.split.cluster && 2 * held <= device.shared_per_block;
   job.strength = static_cast<float>(inputs.strength);
   job.rest = static_cast<float>(1.0 - inputs.strength);
   job.slice_sums = static_cast<SliceSums*>(scratch);
@@ -86,18 +87,23 @@ inline Rectification rectification(const RectifyInputs& inputs, void* scratch) {
   return job;
 }
 
-// Bytes of shared memory that RowSlice takes, from the start of dynamic_shared() on.
-inline size_t slice_shared(const Rectification& job) {
-  return (1 + job.holds_delta) * job.split.length * sizeof(float);
-}
-
-// A block for each slice. A kernel that needs more memory adds it to `shared`.
+// A block for each slice, which is at the start of dynamic_shared().
 inline Launch slice_launch(const Rectification& job, Stream stream) {
   return {.blocks = job.inputs.rows * job.split.slices,
           .threads = job.threads,
           .stream = stream,
           .cluster = job.split.cluster ? static_cast<unsigned>(job.split.slices) : 1,
-          .shared = slice_shared(job)};
+          .shared = job.split.length * sizeof(float)};
+}
+
+// f(std::bool_constant<kDense>{})
+template <class F>
+void with_dense(const Rectification& job, F&& f) {
+  if (job.dense) {
+    f(std::true_type{});
+  } else {
+    f(std::false_type{});
+  }
 }
 
 // What has to run before a kernel that calls RowSlice::solve<Exchange::kMemory>(); in rectify.cu.
@@ -107,9 +113,12 @@ void rectify_sums(const Rectification& job, Stream stream);
 
 __device__ __forceinline__ SumExp no_sum() { return {-kInfinity, 0.0f}; }
 
+// What a sum is relative to, where there are only -infinities too.
+__device__ __forceinline__ float finite_shift(float max) { return max == -kInfinity ? 0.0f : max; }
+
 __device__ __forceinline__ SumExp merge(SumExp a, SumExp b) {
-  const float factor = a.max == b.max ? 1.0f : expf(-fabsf(a.max - b.max));
-  return a.max >= b.max ? SumExp{a.max, fmaf(b.sum, factor, a.sum)} : SumExp{b.max, fmaf(a.sum, factor, b.sum)};
+  const float max = fmaxf(a.max, b.max), shift = finite_shift(max);
+  return {max, fmaf(a.sum, fast_exp(a.max - shift), b.sum * fast_exp(b.max - shift))};
 }
 
 struct MergeSums {
@@ -118,12 +127,15 @@ struct MergeSums {
   }
 };
 
-struct Add {
-  template <class T>
-  __device__ __forceinline__ T operator()(T a, T b) const {
-    return a + b;
-  }
-};
+__device__ __forceinline__ SumExp warp_sum(SumExp of_lane) {
+  const float max = warp_reduce(of_lane.max, Larger{});
+  return {max, warp_reduce(of_lane.sum * fast_exp(of_lane.max - finite_shift(max)), Add{})};
+}
+
+// In place of the general one, which would merge pair by pair.
+__device__ __forceinline__ SliceSums warp_reduce(SliceSums of_lane, MergeSums) {
+  return {warp_sum(of_lane.pilot), warp_sum(of_lane.corrected)};
+}
 
 // NaN if any entry is, or all are -infinity.
 struct LogSum {
@@ -143,27 +155,12 @@ struct Solution {
   bool all_zero;
 };
 
-// exp(x) - 1 for -1 <= x <= 0, by its Taylor series.
-__device__ __forceinline__ float expm1_near(float x) {
-  float p = 1.0f / 3628800;
-  p = fmaf(p, x, 1.0f / 362880);
-  p = fmaf(p, x, 1.0f / 40320);
-  p = fmaf(p, x, 1.0f / 5040);
-  p = fmaf(p, x, 1.0f / 720);
-  p = fmaf(p, x, 1.0f / 120);
-  p = fmaf(p, x, 1.0f / 24);
-  p = fmaf(p, x, 1.0f / 6);
-  p = fmaf(p, x, 0.5f);
-  return fmaf(p, x * x, x);
-}
-
 // log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0.
 __device__ __forceinline__ float log_mean(float difference, float weight, float one_minus_weight) {
-  const bool near = difference > -1.0f;
-  const float x = weight * expm1_near(fmaxf(difference, -1.0f));
-  const float mean = near ? x + 1.0f : fmaf(weight, expf(difference), one_minus_weight);
-  // What the rounding of 1 + x has lost, as log1p returns it.
-  return logf(mean) + (near ? __fdividef(x - (mean - 1.0f), mean) : 0.0f);
+  const float ratio = fast_exp(difference);
+  const float mean = difference > -1.0f ? fmaf(weight, ratio - 1.0f, 1.0f) : fmaf(weight, ratio, one_minus_weight);
+  const float log = fast_log(mean);
+  return one_minus_weight == 0.0f ? difference : log;
 }
 
 // log p~ of the simplex mixture, the larger of p and q factored out.
@@ -197,15 +194,17 @@ __device__ __forceinline__ float moved_only(const Rectification& job, LogSum pil
   return delta == 0.0f ? 0.0f : moved(job, pilot, z, delta);
 }
 
-// log p~ of an entry with a correction, or without.
+// log p~ of an entry with a correction, or without; not of the logit fusion.
+template <bool kLinear>
 __device__ __forceinline__ float rectified(const Rectification& job, const Solution& row, float z, float delta) {
-  if (job.inputs.rectifier == Rectifier::kLinear) {
+  if constexpr (kLinear) {
     if (row.all_zero || delta == 0.0f) return z - row.max - row.shift;
     return logf(moved(job, row.pilot, z, delta)) - row.log_total;
   }
   const float log_p = z - row.pilot.max - row.pilot.log_sum;
   const float log_q = z + delta - row.corrected.max - row.corrected.log_sum;
-  return log_p == -kInfinity ? log_q : mix(job, log_p, log_q, log_q - log_p);
+  const float mixed = mix(job, log_p, log_q, log_q - log_p);
+  return log_p == -kInfinity ? log_q : mixed;
 }
 
 // ---- Rows in memory ----
@@ -228,8 +227,11 @@ __device__ __forceinline__ void with_row(const Rows& rows, int64_t row, F&& f) {
 // How the blocks of a row learn each other's sums.
 enum class Exchange { kCluster, kMemory };
 
-// What a block does with its slice. All threads call every function: load(), then solve(), then each_pack() and
-// each_candidate(), or finish().
+// What a block does with its slice, where all tokens have a delta or candidates alone. All threads call every function:
+// load(), then solve(), then each_pack() and each_candidate().
+//
+// kAtOnce: elements that a thread reads before it computes, a matter of speed and registers alone.
+template <bool kDense, int kAtOnce = 8>
 class RowSlice {
  public:
   __device__ __forceinline__ explicit RowSlice(const Rectification& job)
@@ -245,19 +247,28 @@ class RowSlice {
   __device__ __forceinline__ int first() const { return first_; }
   __device__ __forceinline__ int count() const { return count_; }
 
-  // z of the slice, or w of the logit fusion; after finish() log p~. -infinity follows to the end of a pack of four, or
-  // NaN in a row of NaN.
+  // z of the slice, or w of the logit fusion. -infinity follows to the end of a pack of four.
   __device__ __forceinline__ float* values() const { return dynamic_shared<float>(); }
 
-  // Reads the slice, for all threads.
-  __device__ __forceinline__ void load() {
+  // Reads the slice and sums it up, for all threads. Where candidates are hidden they are -infinity in each_pack().
+  __device__ __forceinline__ void load(bool hides_candidates = false) {
+    announce_block();
     const bool has_candidate = threadIdx.x < job_.inputs.n_candidates;
     if (has_candidate) own_candidate_ = candidate_without_z(threadIdx.x);
     changed()[threadIdx.x] = false;
-    with_row(job_.inputs.logits, row_, [&](const auto* row) { load_logits(row + first_); });
-    if (has_candidate) load_z(own_candidate_);
-    __syncthreads();
-    if (is_logit()) correct_in_place();
+    own_ = {no_sum(), no_sum()};
+    with_row(job_.inputs.logits, row_, [&](const auto* logits) {
+      if constexpr (kDense) {
+        with_row(job_.inputs.delta, row_, [&](const auto* delta) { load_rows(logits + first_, delta + first_); });
+      } else {
+        load_row(logits + first_);
+      }
+    });
+    if constexpr (!kDense) {
+      if (has_candidate) load_z(own_candidate_);
+      if (job_.inputs.n_candidates > 0) put_candidates(hides_candidates);
+    }
+    wait_for_blocks();
   }
 
   // What the blocks of a row share, after load(). kMemory: rectify_sums has run.
@@ -265,9 +276,10 @@ class RowSlice {
   __device__ __forceinline__ Solution solve() {
     SliceSums sums;
     if constexpr (exchange == Exchange::kCluster) {
-      sums = cluster_reduce(own_sums(), SliceSums{no_sum(), no_sum()}, MergeSums{});
+      sums = cluster_reduce(own_, SliceSums{no_sum(), no_sum()}, MergeSums{});
     } else {
       sums = stored_sums();
+      __syncthreads();
     }
     Solution solution{};
     solution.pilot = logarithm(sums.pilot);
@@ -282,23 +294,24 @@ class RowSlice {
     return solution;
   }
 
-  // f(at, values) for the packs that this thread owns, after solve(): log p~ of the four tokens from first() + at on.
-  // Those of candidates are wrong, each_candidate() has them; behind the slice's end see values().
+  // f(at, values), after solve(), for packs of four tokens, which the threads share: log p~ of the tokens from
+  // first() + at on. Those of candidates are hidden or else wrong: each_candidate() has them. Behind the slice's end is
+  // -infinity, or NaN in a row of NaN.
   template <class F>
   __device__ __forceinline__ void each_pack(const Solution& solution, F&& f) const {
-    for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
-      float four[4];
-      take_pack(values(), pack, four);
-      if (job_.dense && !is_logit()) {
-        float delta[1][4];
-        delta_of(pack, delta);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) four[i] = rectified(job_, solution, four[i], delta[0][i]);
-      } else {
+    if (kDense && is_linear()) {
+      each_corrected_pack<true>(solution, f);
+    } else if (kDense && !is_logit()) {
+      each_corrected_pack<false>(solution, f);
+    } else {
+#pragma unroll 2
+      for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
+        float four[4];
+        take_pack(values(), pack, four);
 #pragma unroll
         for (int i = 0; i < 4; ++i) four[i] = four[i] - solution.max - solution.shift;
+        f(4 * pack, four);
       }
-      f(4 * pack, four);
     }
   }
 
@@ -310,29 +323,25 @@ class RowSlice {
     __syncthreads();
     each_candidate_of_row([&](const Candidate& candidate) {
       const int at = static_cast<int>(candidate.token) - first_;
-      if (at >= 0 && at < count_) f(at, rectified(job_, solution, candidate.z, candidate.delta));
+      if (at < 0 || at >= count_) return;
+      f(at, is_linear() ? rectified<true>(job_, solution, candidate.z, candidate.delta)
+                        : rectified<false>(job_, solution, candidate.z, candidate.delta));
     });
-  }
-
-  // Replaces the slice by its log p~, for all threads.
-  __device__ __forceinline__ void finish(const Solution& solution) {
-    each_pack(solution, [&](int at, const float* four) { put_pack(values(), at / 4, four); });
-    each_candidate(solution, [&](int at, float value) { values()[at] = value; });
-    __syncthreads();
   }
 
   // For the other blocks of the row, after load(); see rectify_sums.
   __device__ __forceinline__ void store_sums() {
-    const SliceSums sums = block_reduce(own_sums(), SliceSums{no_sum(), no_sum()}, MergeSums{});
+    const SliceSums sums = block_reduce(own_, SliceSums{no_sum(), no_sum()}, MergeSums{});
     if (threadIdx.x == 0) job_.slice_sums[blockIdx.x] = sums;
   }
   __device__ __forceinline__ void store_mass() {
+    __syncthreads();
     const float mass = block_reduce(own_mass(logarithm(stored_sums().pilot)), 0.0f, Add{});
     if (threadIdx.x == 0) job_.slice_masses[blockIdx.x] = mass;
   }
 
  private:
-  static constexpr int kPacksAtOnce = 4;  // that a thread reads before it computes
+  static constexpr int kAddedAtOnce = 8;  // elements, whatever kAtOnce, as sums depend on it
 
   struct Candidate {
     int64_t token;
@@ -345,8 +354,6 @@ class RowSlice {
   // ---- Memory ----
 
   __device__ __forceinline__ int packs() const { return (count_ + 3) / 4; }
-
-  __device__ __forceinline__ float* held_delta() const { return values() + job_.split.length; }
 
   // Whether any of a thread's places was changed by a candidate.
   __device__ __forceinline__ static bool* changed() {
@@ -366,37 +373,115 @@ class RowSlice {
     reinterpret_cast<Pack<float>*>(shared)[pack] = {from[0], from[1], from[2], from[3]};
   }
 
-  // Whole packs by one access each, all accesses of a group before the first use. With -infinity behind the end.
-  template <class T>
-  __device__ __forceinline__ void load_logits(const T* from) {
-    constexpr int kWidth = kPack<T>;
-    const int whole = is_aligned(from) ? count_ / kWidth : 0;
-    for (int start = threadIdx.x; start < whole; start += kPacksAtOnce * blockDim.x) {
-      uint4 bits[kPacksAtOnce];
-#pragma unroll
-      for (int i = 0; i < kPacksAtOnce; ++i) {
-        const int pack = start + i * blockDim.x;
-        if (pack < whole) bits[i] = __ldg(reinterpret_cast<const uint4*>(from) + pack);
-      }
-#pragma unroll
-      for (int i = 0; i < kPacksAtOnce; ++i) {
-        const int pack = start + i * blockDim.x;
-        float read[kWidth];
-        convert<T>(bits[i], read);
-        if (pack < whole) put_logits(pack, read);
-      }
-    }
-    for (int pack = whole + threadIdx.x; pack * kWidth < count_; pack += blockDim.x) {
-      float read[kWidth];
-      load_pack(from + pack * kWidth, count_ - pack * kWidth, false, -kInfinity, read);
-      put_logits(pack, read);
+  // f(kPack of the logits' elements), a compile-time constant.
+  template <class F>
+  __device__ __forceinline__ void with_width(F&& f) const {
+    if (job_.inputs.logits.dtype == DType::kFloat32) {
+      f(std::integral_constant<int, 4>{});
+    } else {
+      f(std::integral_constant<int, 8>{});
     }
   }
 
-  template <int kWidth>
-  __device__ __forceinline__ void put_logits(int pack, const float (&from)[kWidth]) {
+  // f(first pack) for every kAtOnce / kWidth packs of kWidth elements that this thread reads; they are blockDim.x
+  // apart.
+  template <int kWidth, class F>
+  __device__ __forceinline__ void each_group(F&& f) const {
+    for (int start = threadIdx.x; start * kWidth < count_; start += kAtOnce / kWidth * blockDim.x) f(start);
+  }
+
+  // As many accesses as must be, all before the first use, if the packs of a group are whole.
+  template <class T, int kPacks, int kWidth>
+  class Fetched {
+   public:
+    __device__ __forceinline__ Fetched(const T* from, int start) {
 #pragma unroll
-    for (int j = 0; j < kWidth; j += 4) put_pack(values(), (pack * kWidth + j) / 4, from + j);
+      for (int i = 0; i < kPacks; ++i) {
+#pragma unroll
+        for (int j = 0; j < kParts; ++j) {
+          const int pack = start + i * static_cast<int>(blockDim.x);
+          bits_[i][j] = __ldg(reinterpret_cast<const Bits*>(from) + pack * kParts + j);
+        }
+      }
+    }
+
+    __device__ __forceinline__ void convert_to(float (&into)[kPacks][kWidth]) const {
+#pragma unroll
+      for (int i = 0; i < kPacks; ++i) {
+        T elements[kWidth];
+        memcpy(elements, bits_[i], sizeof(elements));
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) into[i][j] = to_float(elements[j]);
+      }
+    }
+
+   private:
+    using Bits = std::conditional_t<sizeof(T) * kWidth == 8, uint2, uint4>;
+    static constexpr int kParts = sizeof(T) * kWidth / sizeof(Bits);
+    Bits bits_[kPacks][kParts];
+  };
+
+  template <int kPacks, int kWidth>
+  __device__ __forceinline__ bool is_whole(int start) const {
+    return (start + (kPacks - 1) * static_cast<int>(blockDim.x) + 1) * kWidth <= count_;
+  }
+
+  // With `fill` behind the end.
+  template <class T, int kPacks, int kWidth>
+  __device__ __forceinline__ void load_slowly(const T* from, int start, float fill,
+                                              float (&into)[kPacks][kWidth]) const {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int at = (start + i * static_cast<int>(blockDim.x)) * kWidth;
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) into[i][j] = at + j < count_ ? to_float(from[at + j]) : fill;
+    }
+  }
+
+  template <class T>
+  __device__ __forceinline__ void load_row(const T* logits) {
+    constexpr int kWidth = kPack<T>, kPacks = kAtOnce / kWidth;
+    const bool aligned = is_aligned(logits);
+    each_group<kWidth>([&](int start) {
+      float group[kPacks][kWidth];
+      if (aligned && is_whole<kPacks, kWidth>(start)) {
+        Fetched<T, kPacks, kWidth>(logits, start).convert_to(group);
+      } else {
+        load_slowly(logits, start, -kInfinity, group);
+      }
+      put_group(start, group);
+      add(own_.pilot, group);
+    });
+    own_.corrected = own_.pilot;
+  }
+
+  template <class T, class D>
+  __device__ __forceinline__ void load_rows(const T* logits, const D* delta) {
+    constexpr int kWidth = kPack<T>, kPacks = kAtOnce / kWidth;
+    const bool aligned = is_aligned(logits) && is_aligned(delta);
+    each_group<kWidth>([&](int start) {
+      float group[kPacks][kWidth], deltas[kPacks][kWidth];
+      if (aligned && is_whole<kPacks, kWidth>(start)) {
+        const Fetched<T, kPacks, kWidth> of_logits(logits, start);
+        const Fetched<D, kPacks, kWidth> of_delta(delta, start);
+        of_logits.convert_to(group);
+        of_delta.convert_to(deltas);
+      } else {
+        load_slowly(logits, start, -kInfinity, group);
+        load_slowly(delta, start, 0.0f, deltas);
+      }
+      if (!is_logit()) {
+        put_group(start, group);
+        add(own_.pilot, group);
+      }
+#pragma unroll
+      for (int i = 0; i < kPacks; ++i) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) group[i][j] = corrected(job_, group[i][j], deltas[i][j]);
+      }
+      if (is_logit()) put_group(start, group);
+      add(own_.corrected, group);
+    });
   }
 
   template <class T, class Bits, int kWidth>
@@ -408,40 +493,21 @@ class RowSlice {
     for (int j = 0; j < kWidth; ++j) into[j] = to_float(elements[j]);
   }
 
-  // delta of kPacks of this thread's packs, from the pack `start` on, and 0 behind the end; all accesses before the
-  // first use.
-  template <int kPacks>
-  __device__ __forceinline__ void load_delta(int start, float (&into)[kPacks][4]) const {
-    with_row(job_.inputs.delta, row_, [&](const auto* row) { load_fours(row + first_, start, into); });
-  }
-
-  template <int kPacks, class T>
-  __device__ __forceinline__ void load_fours(const T* from, int start, float (&into)[kPacks][4]) const {
+  // delta of four tokens, and 0 behind the end.
+  template <class T>
+  __device__ __forceinline__ void load_four(const T* from, int pack, float (&into)[4]) const {
     using Bits = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
-    const int whole = reinterpret_cast<uintptr_t>(from) % sizeof(Bits) == 0 ? count_ / 4 : 0;
-    Bits bits[kPacks];
+    if (reinterpret_cast<uintptr_t>(from) % sizeof(Bits) == 0 && 4 * pack + 4 <= count_) {
+      convert<T>(__ldg(reinterpret_cast<const Bits*>(from) + pack), into);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kPacks; ++i) {
-      const int pack = start + i * blockDim.x;
-      if (pack < whole) {
-        bits[i] = __ldg(reinterpret_cast<const Bits*>(from) + pack);
-      } else {
-        T elements[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) elements[j] = 4 * pack + j < count_ ? from[4 * pack + j] : T{};
-        memcpy(&bits[i], elements, sizeof(elements));
-      }
+      for (int j = 0; j < 4; ++j) into[j] = 4 * pack + j < count_ ? to_float(from[4 * pack + j]) : 0.0f;
     }
-#pragma unroll
-    for (int i = 0; i < kPacks; ++i) convert<T>(bits[i], into[i]);
   }
 
-  __device__ __forceinline__ void delta_of(int pack, float (&into)[1][4]) const {
-    if (job_.holds_delta) {
-      take_pack(held_delta(), pack, into[0]);
-    } else {
-      load_delta(pack, into);
-    }
+  // From L2, most often.
+  __device__ __forceinline__ void delta_of(int pack, float (&into)[4]) const {
+    with_row(job_.inputs.delta, row_, [&](const auto* row) { load_four(row + first_, pack, into); });
   }
 
   // Of all candidates of the row. Its token is not checked yet, so that nothing waits for it.
@@ -468,131 +534,116 @@ class RowSlice {
     }
   }
 
+  template <bool kLinear, class F>
+  __device__ __forceinline__ void each_corrected_pack(const Solution& solution, F& f) const {
+    with_row(job_.inputs.delta, row_, [&](const auto* row) {
+#pragma unroll 2
+      for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
+        float four[4], delta[4];
+        load_four(row + first_, pack, delta);
+        take_pack(values(), pack, four);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four[i] = rectified<kLinear>(job_, solution, four[i], delta[i]);
+        f(4 * pack, four);
+      }
+    });
+  }
+
+  // ---- Groups of packs; with -infinity behind the end ----
+
+  template <int kPacks, int kWidth>
+  __device__ __forceinline__ void take_group(int start, float (&into)[kPacks][kWidth]) const {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int pack = start + i * static_cast<int>(blockDim.x);
+#pragma unroll
+      for (int j = 0; j < kWidth; j += 4) {
+        if (pack * kWidth < count_) {
+          take_pack(values(), (pack * kWidth + j) / 4, into[i] + j);
+        } else {
+#pragma unroll
+          for (int at = j; at < j + 4; ++at) into[i][at] = -kInfinity;
+        }
+      }
+    }
+  }
+
+  template <int kPacks, int kWidth>
+  __device__ __forceinline__ void put_group(int start, const float (&from)[kPacks][kWidth]) const {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int pack = start + i * static_cast<int>(blockDim.x);
+      if (pack * kWidth >= count_) continue;
+#pragma unroll
+      for (int j = 0; j < kWidth; j += 4) put_pack(values(), (pack * kWidth + j) / 4, from[i] + j);
+    }
+  }
+
+  template <int kPacks, int kWidth>
+  __device__ __forceinline__ static void add(SumExp& to, const float (&group)[kPacks][kWidth]) {
+    constexpr int kPacksAdded = kAddedAtOnce / kWidth;
+#pragma unroll
+    for (int first = 0; first < kPacks; first += kPacksAdded) {
+      float max = to.max;
+#pragma unroll
+      for (int i = first; i < first + kPacksAdded; ++i) {
+#pragma unroll
+        for (const float value : group[i]) max = fmaxf(max, value);
+      }
+      const float shift = finite_shift(max);
+      float sums[4] = {};
+#pragma unroll
+      for (int i = first; i < first + kPacksAdded; ++i) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) sums[j % 4] += fast_exp(group[i][j] - shift);
+      }
+      to.sum = fmaf(to.sum, fast_exp(to.max - shift), (sums[0] + sums[1]) + (sums[2] + sums[3]));
+      to.max = max;
+    }
+  }
+
   // ---- w ----
 
-  __device__ __forceinline__ void put_candidates() {
-    each_candidate_of_row([&](const Candidate& candidate) {
-      const int at = static_cast<int>(candidate.token) - first_;
-      if (at < 0 || at >= count_) return;
-      values()[at] = corrected(job_, candidate.z, candidate.delta);
-      changed()[at / 4 % blockDim.x] = true;
-    });
-    __syncthreads();
-  }
-
-  __device__ __forceinline__ void correct_in_place() {
-    if (job_.dense) {
-      each_group([&](int start) {
-        Group delta, group;
-        load_delta(start, delta);
-        take_group(start, group);
-        correct_group(group, delta);
-        put_group(values(), start, group);
+  // They take their places among the others, and whoever reads these sums up again.
+  __device__ __forceinline__ void put_candidates(bool hides) {
+    const int width = job_.inputs.logits.dtype == DType::kFloat32 ? 4 : 8;
+    const auto each_of_slice = [&](auto&& f) {
+      each_candidate_of_row([&](const Candidate& candidate) {
+        const int at = static_cast<int>(candidate.token) - first_;
+        if (at >= 0 && at < count_) f(at, candidate);
       });
-    } else if (job_.inputs.n_candidates > 0) {
-      put_candidates();
-    }
-  }
-
-  // ---- Groups of packs ----
-
-  using Group = float[kPacksAtOnce][4];
-
-  // f(first pack) for every kPacksAtOnce of this thread's packs; they are blockDim.x apart.
-  template <class F>
-  __device__ __forceinline__ void each_group(F&& f) const {
-    for (int start = threadIdx.x; start < packs(); start += kPacksAtOnce * blockDim.x) f(start);
-  }
-
-  // With -infinity behind the end.
-  __device__ __forceinline__ void take_group(int start, Group& into) const {
-#pragma unroll
-    for (int i = 0; i < kPacksAtOnce; ++i) {
-      const int pack = start + i * blockDim.x;
-#pragma unroll
-      for (float& value : into[i]) value = -kInfinity;
-      if (pack < packs()) take_pack(values(), pack, into[i]);
-    }
-  }
-
-  __device__ __forceinline__ void put_group(float* shared, int start, const Group& from) const {
-#pragma unroll
-    for (int i = 0; i < kPacksAtOnce; ++i) {
-      const int pack = start + i * blockDim.x;
-      if (pack < packs()) put_pack(shared, pack, from[i]);
-    }
-  }
-
-  __device__ __forceinline__ void correct_group(Group& group, const Group& delta) const {
-#pragma unroll
-    for (int i = 0; i < kPacksAtOnce; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) group[i][j] = corrected(job_, group[i][j], delta[i][j]);
-    }
-  }
-
-  // ---- This thread's sums ----
-
-  __device__ __forceinline__ static void add(SumExp& to, const Group& group) {
-    float max = to.max;
-#pragma unroll
-    for (const auto& four : group) {
-#pragma unroll
-      for (const float value : four) max = fmaxf(max, value);
-    }
-    const float shift = max == -kInfinity ? 0.0f : max;
-    float sums[4] = {};
-#pragma unroll
-    for (const auto& four : group) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums[j] += expf(four[j] - shift);
-    }
-    to.sum = fmaf(to.sum, expf(to.max - shift), (sums[0] + sums[1]) + (sums[2] + sums[3]));
-    to.max = max;
-  }
-
-  __device__ __forceinline__ SumExp sum_of_slice() const {
-    SumExp sum = no_sum();
-    each_group([&](int start) {
-      Group group;
-      take_group(start, group);
-      add(sum, group);
-    });
-    return sum;
-  }
-
-  __device__ __forceinline__ SumExp sum_with_dense_delta() {
-    SumExp sum = no_sum();
-    each_group([&](int start) {
-      Group delta, group;
-      load_delta(start, delta);
-      if (job_.holds_delta) put_group(held_delta(), start, delta);
-      take_group(start, group);
-      correct_group(group, delta);
-      add(sum, group);
-    });
-    return sum;
-  }
-
-  __device__ __forceinline__ SliceSums own_sums() {
-    if (is_logit()) return {no_sum(), sum_of_slice()};
-    const SumExp pilot = sum_of_slice();
-    if (job_.dense) return {pilot, sum_with_dense_delta()};
-    if (job_.inputs.n_candidates == 0) return {pilot, pilot};
+    };
     __syncthreads();
-    put_candidates();
-    return {pilot, changed()[threadIdx.x] ? sum_of_slice() : pilot};
+    each_of_slice([&](int at, const Candidate& candidate) {
+      values()[at] = corrected(job_, candidate.z, candidate.delta);
+      changed()[at / width % blockDim.x] = true;
+    });
+    __syncthreads();
+    if (changed()[threadIdx.x]) {
+      with_width([&](auto width) {
+        SumExp sum = no_sum();
+        each_group<width.value>([&](int start) {
+          float group[kAtOnce / width.value][width.value];
+          take_group(start, group);
+          add(sum, group);
+        });
+        own_.corrected = sum;
+      });
+    }
+    if (!hides || is_logit()) return;
+    __syncthreads();
+    each_of_slice([&](int at, const Candidate&) { values()[at] = -kInfinity; });
   }
 
   // Of the linear p~'s corrected entries.
   __device__ __forceinline__ float own_mass(LogSum pilot) const {
     float mass = 0.0f;
     for (int pack = threadIdx.x; pack < packs(); pack += blockDim.x) {
-      float four[4], delta[1][4];
+      float four[4], delta[4];
       take_pack(values(), pack, four);
       delta_of(pack, delta);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) four[i] = moved_only(job_, pilot, four[i], delta[0][i]);
+      for (int i = 0; i < 4; ++i) four[i] = moved_only(job_, pilot, four[i], delta[i]);
       mass += (four[0] + four[1]) + (four[2] + four[3]);
     }
     return mass;
@@ -600,12 +651,11 @@ class RowSlice {
 
   // ---- The row ----
 
-  // In the order of cluster_reduce.
   __device__ __forceinline__ SliceSums stored_sums() const {
     const SliceSums* of_row = job_.slice_sums + row_ * job_.split.slices;
-    SliceSums sums = of_row[0];
-    for (int i = 1; i < job_.split.slices; ++i) sums = MergeSums{}(sums, of_row[i]);
-    return sums;
+    SliceSums sums{no_sum(), no_sum()};
+    for (int i = threadIdx.x % 32; i < job_.split.slices; i += 32) sums = MergeSums{}(sums, of_row[i]);
+    return warp_reduce(sums, MergeSums{});
   }
 
   __device__ __forceinline__ float stored_mass() const {
@@ -618,7 +668,7 @@ class RowSlice {
   // The mass of the linear p~'s corrected entries.
   template <Exchange exchange>
   __device__ __forceinline__ float total_moved(LogSum pilot) const {
-    if (!job_.dense) return total_of_candidates(pilot);
+    if constexpr (!kDense) return total_of_candidates(pilot);
     return exchange == Exchange::kCluster ? cluster_reduce(own_mass(pilot), 0.0f, Add{}) : stored_mass();
   }
 
@@ -662,6 +712,7 @@ class RowSlice {
   const int first_;
   int count_;
   Candidate own_candidate_{};  // number threadIdx.x of the row
+  SliceSums own_;              // of what this thread has read
 };
 
 }  // namespace copilot::cuda

@@ -32,19 +32,34 @@ struct Better {
 
 __device__ __forceinline__ Best no_best() { return {-kInfinity, INT_MAX}; }
 
-// Applies the temperature too. Returns the best of this thread.
-__device__ __forceinline__ Best scale(const Scores& scores, float temperature) {
-  const bool changes = temperature != 0.0f && temperature != 1.0f;
-  Best best = no_best();
-  scores.each_pack([&](int at, const Pack<float>& pack) {
+// x / temperature, rounded as a division is, with the remainder's help (Markstein, 1990); a temperature of 0 changes
+// nothing.
+class Scale {
+ public:
+  __device__ __forceinline__ explicit Scale(float temperature)
+      : temperature_(temperature), inverse_(1.0f / temperature), changes_(temperature != 0.0f && temperature != 1.0f) {}
+
+  __device__ __forceinline__ bool changes() const { return changes_; }
+
+  __device__ __forceinline__ float operator()(float x) const {
+    if (!changes_) return x;
+    const float near = x * inverse_;
+    if (!(fabsf(near) < kInfinity)) return near;
+    const float nearer = fmaf(fmaf(-near, temperature_, x), inverse_, near);
+    return fmaf(fmaf(-nearer, temperature_, x), inverse_, nearer);
+  }
+
+ private:
+  const float temperature_, inverse_;
+  const bool changes_;
+};
+
+// The better of `best` and the scores of a pack, of the tokens from `token` on.
+__device__ __forceinline__ void improve(Best& best, const Pack<float>& scores, int token) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float score = changes ? pack.at[i] / temperature : pack.at[i];
-      if (score > best.score || score != score) best = {score, scores.first + at + i};
-      if (changes && at + i < scores.count) scores.values[at + i] = score;
-    }
-  });
-  return best;
+  for (int i = 0; i < 4; ++i) {
+    if (scores.at[i] > best.score || scores.at[i] != scores.at[i]) best = {scores.at[i], token + i};
+  }
 }
 
 // ---- The race ----
@@ -64,11 +79,17 @@ struct Earlier {
   }
 };
 
-// Of a block.
+// Of a block: the winner, and what its key lies between.
 struct Result {
-  Runner winner;
+  double low, high;
+  int token;
+  float score;
   float largest, total;  // the sum of exp(score - largest)
 };
+
+__device__ __forceinline__ Result no_result() {
+  return {static_cast<double>(kInfinity), static_cast<double>(kInfinity), INT_MAX, -kInfinity, -kInfinity, 0.0f};
+}
 
 // What the threads of a block learn from each other before any key is computed in double.
 struct Screen {
@@ -82,6 +103,19 @@ struct MergeScreens {
   }
 };
 
+// Those of them that can win, and the first one.
+struct Contenders {
+  float least;
+  int token, count;
+};
+
+struct MergeContenders {
+  __device__ __forceinline__ Contenders operator()(const Contenders& a, const Contenders& b) const {
+    const bool first = a.least < b.least || (a.least == b.least && a.token < b.token);
+    return {first ? a.least : b.least, first ? a.token : b.token, a.count + b.count};
+  }
+};
+
 // Keys in float are relative to `largest`, and exact to this. In double they are not, and may be equal where the
 // largest score itself is large.
 __device__ __forceinline__ float margin(float largest) { return fmaf(fabsf(largest), 0x1p-50f, 1e-3f); }
@@ -90,13 +124,19 @@ __device__ __forceinline__ float margin(float largest) { return fmaf(fabsf(large
 // between 2^-53 and 37, so that who is 100 behind never wins.
 __device__ __forceinline__ float least_key(uint32_t upper_word, float difference) {
   const float below = __uint_as_float(upper_word >> 9 ^ 0x3FFFFFFFu) - 1.0f;
-  return difference > -100.0f ? __logf(below) - difference : kInfinity;
+  return difference > -100.0f ? fast_log(below) - difference : kInfinity;
 }
 
 // Not below it, given the above.
 __device__ __forceinline__ float largest_key(float least_key, float difference) {
   const float above = 1.0001f * expf(least_key + difference) + 0x1p-23f;  // 1 - U
   return logf(above < 1.0f ? -logf(1.0f - above) : 37.0f) - difference;
+}
+
+// Not above it either, and close.
+__device__ __forceinline__ float closer_key(float least_key, float difference) {
+  const float below = 0.9999f * expf(least_key + difference);  // 1 - U
+  return fmaxf(least_key, logf(-logf(1.0f - below)) - difference - 1e-4f);
 }
 
 // `largest` is a score that none of the block's is above.
@@ -109,7 +149,7 @@ __device__ __forceinline__ Result race(const RandomRow& random, const Scores& sc
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float difference = pack.at[i] - shift;
-      total += expf(difference);
+      total += fast_exp(difference);
       const float key = least_key(words.of_token[i], difference);
       second = fminf(second, fmaxf(key, least));
       if (key < least) {
@@ -122,8 +162,25 @@ __device__ __forceinline__ Result race(const RandomRow& random, const Scores& sc
   const Screen screen = block_reduce(Screen{reach, total}, Screen{kInfinity, 0.0f}, MergeScreens{});
 
   const float limit = screen.reach + margin(shift);
+  bool contends = first_at < INT_MAX && least <= limit;
+  if (contends && second > limit) {
+    least = closer_key(least, scores.values[first_at] - shift);
+    contends = least <= limit;
+  }
+  const Contenders contenders = block_reduce(
+      contends ? Contenders{least, scores.first + first_at, second > limit ? 1 : 2} : Contenders{kInfinity, INT_MAX, 0},
+      Contenders{kInfinity, INT_MAX, 0}, MergeContenders{});
+  if (contenders.count == 0) return {no_runner().key, no_runner().key, INT_MAX, -kInfinity, largest, screen.total};
+  if (contenders.count == 1) {  // nearly always: no key is needed
+    return {static_cast<double>(contenders.least) - shift,
+            static_cast<double>(limit) - shift,
+            contenders.token,
+            scores.values[contenders.token - scores.first],
+            largest,
+            screen.total};
+  }
   Runner winner = no_runner();
-  if (first_at < INT_MAX && least <= limit) {
+  if (contends) {
     // One token, or all packs.
     const int step = second > limit ? scores.count : 4 * blockDim.x;
     for (int at = second > limit ? first_at & ~3 : 4 * threadIdx.x; at < scores.count; at += step) {
@@ -138,38 +195,165 @@ __device__ __forceinline__ Result race(const RandomRow& random, const Scores& sc
     }
   }
   winner = block_reduce(winner, no_runner(), Earlier{});
-  return {winner, largest, screen.total};
+  return {winner.key, winner.key, winner.token, winner.score, largest, screen.total};
 }
 
 // ---- The draw ----
 
-// Of the blocks' results in their order.
-__device__ __forceinline__ void write_result(const Sampling& job, int64_t row, const Result* results, unsigned count) {
-  Runner winner = results[0].winner;
-  float largest = results[0].largest, total = 0.0f;
-  for (unsigned i = 1; i < count; ++i) {
-    winner = Earlier{}(winner, results[i].winner);
-    largest = max_or_nan(largest, results[i].largest);
-  }
-  for (unsigned i = 0; i < count; ++i) total += results[i].total * expf(results[i].largest - largest);
+struct Smaller {
+  __device__ __forceinline__ double operator()(double a, double b) const { return a < b ? a : b; }
+};
+
+__device__ __forceinline__ void write(const Sampling& job, int64_t row, int token, float score, float largest,
+                                      float total) {
   const bool exists = largest > -kInfinity;  // NaN is not
-  const double log_prob = static_cast<double>(winner.score) - largest - logf(total);
-  job.token[row] = exists ? winner.token : -1;
+  job.token[row] = exists ? token : -1;
   job.log_prob[row] = !exists                ? __uint_as_float(0x7FC00000u)
                       : job.temperature == 0 ? largest
-                                             : static_cast<float>(log_prob);
+                                             : static_cast<float>(static_cast<double>(score) - largest - logf(total));
 }
 
-// Draws from the row whose scores the blocks of this cluster hold. All threads of the cluster call it.
-__device__ __forceinline__ void draw(const Sampling& job, int64_t row, const Scores& scores) {
-  using Results = Result[kMostSlices];
+// Of the blocks' results, by a warp.
+__device__ __forceinline__ void write_result(const Sampling& job, int64_t row, const RandomRow& random,
+                                             const Result* results, unsigned count) {
+  Result mine = threadIdx.x < count ? results[threadIdx.x] : no_result();
+  const float largest = warp_reduce(mine.largest, max_or_nan);
+  const float total = warp_reduce(mine.total * expf(mine.largest - largest), Add{});
+  const bool contends = mine.low <= warp_reduce(mine.high, Smaller{});
+  if (__popc(__ballot_sync(kFullMask, contends)) > 1 && contends && mine.low < mine.high) {
+    mine.low = random.log_exponential(mine.token, random.words(mine.token & ~3, 0).of(mine.token)) - mine.score;
+  }
+  const Runner winner = warp_reduce(contends ? Runner{mine.low, mine.token, mine.score} : no_runner(), Earlier{});
+  if (threadIdx.x == 0) write(job, row, winner.token, winner.score, largest, total);
+}
+
+// ---- Few tokens ----
+
+// Up to this top-k every block lists what may be among the row's, and the first block draws from the lists.
+constexpr int kFewTokens = 64;
+constexpr int kListed = 128;  // of a block at most
+
+struct List {
+  uint64_t ranks[kListed];
+  float weights[kListed];
+  int count;            // more than kListed: there is no room
+  float largest, last;  // of the row's scores: the first and the k-th, by rank
+};
+
+// `ranks` has `count` of the row in no order, the k first and their ties among them. All threads of one block call it.
+__device__ __forceinline__ void draw_from_list(const Sampling& job, int64_t row, const RandomRow& random,
+                                               const uint64_t* ranks, int count, List& list) {
+  const int k = static_cast<int>(job.top_k);
+  if (count > kListed) {
+    uint64_t most = 0;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) most = ranks[i] > most ? ranks[i] : most;
+    const float bar = reached_by(k, most > 0 ? score_of_rank(most) : -kInfinity);
+    if (threadIdx.x == 0) list.count = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+      if (score_of_rank(ranks[i]) < bar) continue;
+      const int slot = atomicAdd(&list.count, 1);
+      if (slot < kListed) list.ranks[slot] = ranks[i];
+    }
+    __syncthreads();
+    if (list.count <= kListed) {
+      ranks = list.ranks;
+      count = list.count;
+    }
+  }
+
+  if (threadIdx.x == 0) list.last = -kInfinity;
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    int before = 0;
+    for (int j = 0; j < count; ++j) before += ranks[j] > ranks[i];
+    if (before == 0) list.largest = score_of_rank(ranks[i]);
+    if (before == k - 1) list.last = score_of_rank(ranks[i]);
+  }
+  __syncthreads();
+  const float largest = list.largest, last = list.last;
+  const auto weight = [&](int i) {
+    const float score = score_of_rank(ranks[i]);
+    return score >= last ? expf(score - largest) : 0.0f;
+  };
+  const bool has_room = count <= kListed;
+  double mass = 0.0;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    if (has_room) list.weights[i] = weight(i);
+    mass += weight(i);
+  }
+  const double target = job.top_p * block_reduce(mass, 0.0, Add{});
+
+  Runner winner = no_runner();
+  double kept = 0.0;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    double before = 0.0;
+    for (int j = 0; j < count; ++j) {
+      if (ranks[j] > ranks[i]) before += has_room ? list.weights[j] : weight(j);
+    }
+    const float score = score_of_rank(ranks[i]);
+    if (score < last || (job.top_p < 1.0 && before >= target)) continue;
+    kept += has_room ? list.weights[i] : weight(i);
+    const int token = token_of_rank(ranks[i]);
+    const uint32_t upper = random.words(token & ~3, 0).of(token);
+    winner = Earlier{}({random.log_exponential(token, upper) - score, token, score}, winner);
+  }
+  winner = block_reduce(winner, no_runner(), Earlier{});
+  kept = block_reduce(kept, 0.0, Add{});
+  if (threadIdx.x == 0) write(job, row, winner.token, winner.score, largest, static_cast<float>(kept));
+}
+
+// Whether the row's token has been drawn; if not, nothing has been. `largest` is that of this thread's scores.
+__device__ __forceinline__ bool draw_from_few(const Sampling& job, int64_t row, const RandomRow& random,
+                                              const Scores& scores, float largest) {
+  COPILOT_SHARED(List, list);
+  if (threadIdx.x == 0) list.count = 0;
+  const float bar = reached_by(static_cast<int>(job.top_k), largest);
+  scores.each_pack([&](int at, const Pack<float>& pack) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (pack.at[i] < bar || pack.at[i] == -kInfinity) continue;
+      const int slot = atomicAdd(&list.count, 1);  // NaN has one too, until there is no room
+      if (slot < kListed) list.ranks[slot] = rank_of(pack.at[i], scores.first + at + i);
+    }
+  });
+  if (largest != largest) atomicAdd(&list.count, kListed + 1);
+  cluster_sync();
+
+  const unsigned lane = threadIdx.x % 32, size = cluster_size();
+  const int mine = lane < size ? of_peer(&list, lane)->count : 0;
+  const int upto = static_cast<int>(warp_sum_upto(static_cast<uint64_t>(mine))), count = broadcast_lane(upto, 31);
+  if (count == 0 || __ballot_sync(kFullMask, mine > kListed) != 0) return false;
+  if (size == 1) {
+    draw_from_list(job, row, random, list.ranks, count, list);
+    return true;
+  }
+  uint64_t* all = dynamic_shared<uint64_t>();  // in place of the slice, which nothing reads again
+  if (cluster_rank() == 0) {
+    for (unsigned rank = threadIdx.x / 32; rank < size; rank += blockDim.x / 32) {
+      const int listed = broadcast_lane(mine, rank), end = broadcast_lane(upto, rank);
+      for (int i = lane; i < listed; i += 32) all[end - listed + i] = of_peer(&list, rank)->ranks[i];
+    }
+  }
+  cluster_sync();
+  if (cluster_rank() == 0) draw_from_list(job, row, random, all, count, list);
+  return true;
+}
+
+// Draws from the row whose scores the blocks of this cluster hold, given the best of every thread. All threads of the
+// cluster call it.
+__device__ __forceinline__ void draw(const Sampling& job, int64_t row, const Scores& scores, Best best) {
+  using Results = Result[kMostBlocks];
   COPILOT_SHARED(Results, results);
   // Read ahead of their use.
   const RandomRow random{static_cast<uint64_t>(*job.seed), static_cast<uint64_t>(*job.offset),
                          static_cast<uint32_t>(row)};
   const bool greedy = job.temperature == 0.0f;
   const bool filtered = !greedy && (job.top_k > 0 || job.top_p < 1.0);
-  Best best = block_reduce(scale(scores, job.temperature), no_best(), Better{});
+  if (filtered && job.top_k > 0 && job.top_k <= kFewTokens && draw_from_few(job, row, random, scores, best.score)) {
+    return;
+  }
+  best = block_reduce(best, no_best(), Better{});
   if (filtered) {
     best.score = cluster_reduce(best.score, -kInfinity, max_or_nan);
     if (best.score > -kInfinity) {
@@ -178,25 +362,52 @@ __device__ __forceinline__ void draw(const Sampling& job, int64_t row, const Sco
       if (job.top_p < 1.0) filters.keep_top_p(job.top_p);
     }
   }
-  const Result result = greedy ? Result{{-static_cast<double>(best.score), best.token, best.score}, best.score, 1.0f}
-                               : race(random, scores, best.score);
+  const double key = -static_cast<double>(best.score);
+  const Result result =
+      greedy ? Result{key, key, best.token, best.score, best.score, 1.0f} : race(random, scores, best.score);
   if (threadIdx.x == 0) (*of_peer(&results, 0))[cluster_rank()] = result;
   cluster_sync();
-  if (threadIdx.x == 0 && cluster_rank() == 0) write_result(job, row, results, cluster_size());
+  if (threadIdx.x < 32 && cluster_rank() == 0) write_result(job, row, random, results, cluster_size());
 }
 
-__global__ void __launch_bounds__(kSliceThreads, 2)
+template <bool kDense>
+__global__ void __launch_bounds__(kSliceThreads, kDense ? 3 : 4)
     draw_from_slices(const __grid_constant__ Rectification job, const __grid_constant__ Sampling sampling) {
-  RowSlice slice(job);
-  slice.load();
-  slice.finish(slice.solve<Exchange::kCluster>());
-  draw(sampling, slice.row(), {slice.values(), slice.first(), slice.count(), true});
+  RowSlice<kDense> slice(job);
+  slice.load(true);
+  const Solution solution = slice.template solve<Exchange::kCluster>();
+  const Scale scale(sampling.temperature);
+  Best best = no_best();
+  slice.each_pack(solution, [&](int at, const float* four) {
+    Pack<float> scores;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores.at[i] = scale(four[i]);
+    improve(best, scores, slice.first() + at);
+    *reinterpret_cast<Pack<float>*>(slice.values() + at) = scores;
+  });
+  slice.each_candidate(solution, [&](int at, float value) {
+    slice.values()[at] = scale(value);
+    best = Better{}(best, {slice.values()[at], slice.first() + at});
+  });
+  __syncthreads();
+  draw(sampling, slice.row(), {slice.values(), slice.first(), slice.count(), true}, best);
 }
 
-__global__ void __launch_bounds__(kSliceThreads, 2)
+__global__ void __launch_bounds__(kSliceThreads, 4)
     draw_from_rows(float* log_rectified, int vocabulary, const __grid_constant__ Sampling sampling) {
   float* row = log_rectified + int64_t{blockIdx.x} * vocabulary;
-  draw(sampling, blockIdx.x, {row, 0, vocabulary, is_aligned(row)});
+  const Scores scores{row, 0, vocabulary, is_aligned(row)};
+  const Scale scale(sampling.temperature);
+  Best best = no_best();
+  scores.each_pack([&](int at, Pack<float> pack) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      pack.at[i] = scale(pack.at[i]);
+      if (scale.changes() && at + i < vocabulary) row[at + i] = pack.at[i];
+    }
+    improve(best, pack, at);
+  });
+  draw(sampling, blockIdx.x, scores, best);
 }
 
 }  // namespace
@@ -209,7 +420,10 @@ int64_t rectify_sample_scratch(int64_t rows, int64_t vocabulary) {
 void rectify_sample(const RectifyInputs& inputs, const Sampling& sampling, void* scratch, Stream stream) {
   if (inputs.vocabulary >= kMostTokens) throw std::runtime_error("rectify_sample takes fewer than 2^20 tokens");
   const Rectification job = rectification(inputs, scratch);
-  if (job.split.cluster) return launch(draw_from_slices, slice_launch(job, stream), job, sampling);
+  if (job.split.cluster) {
+    return with_dense(
+        job, [&](auto dense) { launch(draw_from_slices<dense.value>, slice_launch(job, stream), job, sampling); });
+  }
   float* log_rectified = static_cast<float*>(scratch);
   rectify(inputs, log_rectified, log_rectified + inputs.rows * inputs.vocabulary, stream);
   launch(draw_from_rows, {.blocks = inputs.rows, .threads = kSliceThreads, .stream = stream}, log_rectified,

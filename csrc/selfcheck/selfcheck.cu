@@ -5,10 +5,12 @@
 //   includes="-Icsrc/include -Icsrc/cpu -Icsrc/cuda" files="csrc/selfcheck/selfcheck.cu csrc/cuda/*.cu csrc/cpu/*.cpp"
 //   nvcc -arch=native -std=c++20 -O3 -Xcompiler -Wno-psabi $includes $files -o selfcheck
 //   g++ -std=c++20 -O2 -Wno-psabi -U_FORTIFY_SOURCE -DCOPILOT_EMULATION $includes -x c++ $files -o selfcheck
+// "selfcheck 10" runs every tenth case, for tools under which all take too long.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <iterator>
 #include <memory>
 #include <random>
@@ -184,7 +186,10 @@ struct OnDevice {
 // Collects the differences of one kernel.
 class Check {
  public:
-  explicit Check(const char* name) : name_(name) {}
+  Check(const char* name, int every) : name_(name), every_(every) {}
+
+  // Of every `every` cases it takes one.
+  bool takes_this_case() { return cases_++ % every_ == 0; }
 
   std::mt19937& random() { return random_; }
   int comparisons() const { return comparisons_; }
@@ -220,8 +225,9 @@ class Check {
 
  private:
   const char* name_;
+  const int every_;
   std::mt19937 random_{1};
-  int comparisons_ = 0;
+  int cases_ = 0, comparisons_ = 0;
   double largest_ = 0.0;
   std::string failure_;
 };
@@ -238,6 +244,7 @@ struct PoolCase {
 };
 
 void run(const PoolCase& of, Check& check, const std::string& name) {
+  if (!check.takes_this_case()) return;
   std::vector<std::unique_ptr<Matrix>> states;
   std::vector<Rows> host, device;
   for (int64_t i = 0; i < of.n_layers; ++i) {
@@ -289,6 +296,7 @@ constexpr std::pair<Objective, const char*> kObjectives[] = {{Objective::kSquare
 
 // Half of the targets are kept where there is an index.
 void run(const CandidateCase& of, Objective objective, Check& loss, Check& backward, const std::string& name) {
+  if (!loss.takes_this_case()) return;
   std::mt19937& random = loss.random();
   const int power = std::max(-static_cast<int>(std::log2(of.k)) - 1, of.prob == f16 ? -10 : -30);
   Matrix prob(of.prob, of.n_rows, of.k, {power - 3, power, false}, random);
@@ -359,6 +367,7 @@ struct MistakeCase {
 
 // One row is ignored, and rows that are not aligned are full of ties.
 void run(const MistakeCase& of, Check& mistake, Check& backward) {
+  if (!mistake.takes_this_case()) return;
   constexpr int64_t ignored = -100;
   const std::string name = description(of.dtype, of.vocabulary, of.aligned) + ", k = " + std::to_string(of.k);
   const int64_t rows = of.rows, kept = of.k > 0 ? of.k : of.vocabulary;
@@ -503,6 +512,7 @@ void run(const SamplingCase& of, const RectifyInputs& inputs, const std::vector<
 
 // Half of the corrections are 0, and some leave nothing of a token.
 void run(const RectifyCase& of, Check& rectify, Check& sample, const std::string& name) {
+  if (!rectify.takes_this_case()) return;
   std::mt19937& random = rectify.random();
   const bool linear = of.rectifier == Rectifier::kLinear;  // whose corrections are those of probabilities
   const int64_t stride = stride_of(of.vocabulary, of.aligned), n_candidates = of.dense ? 0 : kCandidates;
@@ -550,10 +560,10 @@ void check_rectify(Check& rectify, Check& sample) {
   }
 }
 
-bool check_all() {
-  Check pool("pool_layers"), loss("candidate_loss"), loss_backward("candidate_loss_backward"),
-      mistake("mistake_cross_entropy"), mistake_backward("mistake_cross_entropy_backward"), rectify("rectify"),
-      sample("rectify_sample");
+bool check_all(int every) {
+  Check pool("pool_layers", every), loss("candidate_loss", every), loss_backward("candidate_loss_backward", every),
+      mistake("mistake_cross_entropy", every), mistake_backward("mistake_cross_entropy_backward", every),
+      rectify("rectify", every), sample("rectify_sample", every);
   check_pool_layers(pool);
   bool all = pool.report();
   check_candidate_loss(loss, loss_backward);
@@ -567,12 +577,13 @@ bool check_all() {
 }  // namespace
 }  // namespace copilot
 
-int main() {
+int main(int count, char** arguments) {
+  const int every = count > 1 ? std::max(std::atoi(arguments[1]), 1) : 1;
   try {
     const copilot::cuda::Device device = copilot::cuda::current_device();
     std::printf("A GPU of capability %d.%d, against the CPU's %s kernels\n", device.capability / 10,
                 device.capability % 10, copilot::cpu_kernels().name);
-    return copilot::check_all() ? 0 : 1;
+    return copilot::check_all(every) ? 0 : 1;
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 1;
