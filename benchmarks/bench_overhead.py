@@ -49,7 +49,8 @@ SETTINGS = {
 }
 
 # Rounds of one benchmark: as many as its seconds allow, by its warm-up round, within these bounds.
-BUDGET, FEWEST_ROUNDS, MOST_ROUNDS = 55.0, 3, 20
+BUDGET = 55.0 if DEVICE.type == "cpu" else 8.0
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 20
 
 Run = Callable[[], dict[str, float]]
 

@@ -276,7 +276,7 @@ def test_gradients_are_as_exact_as_the_references(rectifier, fusion, k, strength
     delta = delta.tanh() if mode == MODES[0] else delta
     upstream = torch.randn(10, 60, generator=torch.Generator().manual_seed(1))
     if mode == ("linear", "probability"):
-        # Of p^ + lambda delta near 0 float32 holds few digits, and the gradient is its inverse; a clamped entry has none.
+        # The gradient is the inverse of p^ + lambda delta, of which float32 holds few digits near 0; none if clamped.
         moved = logits.softmax(-1) + strength * dense(delta, index, 60)
         upstream *= moved > 1e-2 * logits.softmax(-1)
     arguments = strength, index, mode, upstream
