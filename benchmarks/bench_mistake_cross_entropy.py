@@ -4,7 +4,8 @@
 
 About five minutes on two cores. The data are random: logits of standard deviation 3. The floor is a copy of the logits:
 one read and one write of (N, V), which the gradient needs at least. Eager and compiled softmax give float32
-probabilities, as the kernel does.
+probabilities, as the kernel does. All rows are supervised, and the kernel is told so, as in training: to find others,
+the CPU would wait for a GPU.
 
 On a GPU with Liger-Kernel (`pip install liger-kernel`) its cross-entropy is measured too, as its users call it: with
 its checks of the labels, for which the CPU waits. It writes the gradient over the logits, and keeps no tokens: "Liger"
@@ -71,9 +72,11 @@ def variants(labels: Tensor) -> dict[str, Step]:
     steps = {
         EAGER: with_backward(lambda z: plain_loss(z, labels)),
         COMPILED: with_backward(lambda z: compiled_loss(z, labels)),
-        REFERENCE: with_backward(lambda z: reference.mistake_cross_entropy(z, labels, K, -100)),
-        KERNEL: with_backward(lambda z: mistake_cross_entropy(z, labels, K)),
-        OVERWRITING: with_backward(lambda z: mistake_cross_entropy(z, labels, K, overwrite_logits=True)),
+        REFERENCE: with_backward(lambda z: reference.mistake_cross_entropy(z, labels, K, None)),
+        KERNEL: with_backward(lambda z: mistake_cross_entropy(z, labels, K, ignore_index=None)),
+        OVERWRITING: with_backward(
+            lambda z: mistake_cross_entropy(z, labels, K, ignore_index=None, overwrite_logits=True)
+        ),
         FLOOR: torch.clone,
     }
     liger = public_kernels("liger_kernel.transformers.functional")

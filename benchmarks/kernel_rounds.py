@@ -22,8 +22,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Seconds of a measurement; a faster variant runs several times in it. Events of a GPU tell half a microsecond.
 SHORTEST = 1e-3 if DEVICE.type == "cpu" else 1e-4
 SPEED_UP = 1 if DEVICE.type == "cpu" else 10  # of the budgets, which are seconds of a CPU
-# Bytes written before a run on a GPU: more than its L2 cache, and for longer than forty launches of plain torch take.
-FLUSHED = 2 * 2**30
+# Bytes written before a run on a GPU: more than its L2 cache, and for longer than forward and backward take to launch.
+FLUSHED = 6 * 2**30
 
 KERNEL, EAGER, COMPILED, REFERENCE = "kernel", "eager", "torch.compile", "reference"
 FLOOR = "copy of the same bytes"

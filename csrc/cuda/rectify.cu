@@ -1,8 +1,8 @@
 // log p~ of Eq. 8; see rectify.cuh.
 //
 // The floor is z and a dense delta read once and log p~ written once, in 16-byte accesses: 4 + 2 bytes a token for
-// bfloat16 logits and candidates. With clusters that is what is read, but for a long dense delta, whose second reading
-// comes from L2. Without, z is read once more for rows of more than one slice, and with a dense delta of the linear
+// bfloat16 logits and candidates. With clusters that is what is read, but for a dense delta, whose second reading comes
+// from L2. Without, z is read once more for rows of more than one slice, and with a dense delta of the linear
 // rectifier twice, both from L2 where it holds the batch.
 
 #include "rectify.cuh"

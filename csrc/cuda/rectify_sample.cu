@@ -3,8 +3,9 @@
 // The floor is z and a dense delta read once; nothing else of size V is moved. Where the slices of a row fit into a
 // cluster of blocks, log p~ stays in shared memory; else rectify writes it, and one block draws from each row.
 //
-// The token is the one of smallest log(E_v) - score_v. Bounds of it in float tell the few tokens that can win, for
-// which alone it is computed in double.
+// The token is the one of smallest log(E_v) - score_v. Bounds of it in float tell the winner, or else the few tokens
+// that can win, for which alone it is computed in double. With a small top-k the blocks list the tokens that may be
+// among the k, and one block draws from the lists: no other token has its E_v drawn.
 
 #include <climits>
 
