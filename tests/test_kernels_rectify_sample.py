@@ -66,6 +66,17 @@ def test_large_vocabularies_are_drawn_from_as_by_the_reference(warping, vocabula
     assert_drawn_as_by_reference(logits, delta, index=index, **warping)
 
 
+@pytest.mark.parametrize("top_p", [None, 0.90003])  # of equal tokens no whole number
+@pytest.mark.parametrize("top_k", [1, 50])
+def test_a_small_top_k_of_unusual_rows_is_the_references(top_k, top_p):
+    """Rows of equal tokens, of many that are the first, of fewer than k that are possible, and one with NaN."""
+    random = torch.randn(4, 20000, generator=torch.Generator().manual_seed(1))
+    logits = torch.stack([0 * random[0], random[1].clamp(max=1.0), random[2], random[3]])
+    logits[2, 40:] = -torch.inf
+    logits[3, 12345] = torch.nan
+    assert_drawn_as_by_reference(logits, torch.zeros(4, 20000), 0.5, top_k=top_k, top_p=top_p)
+
+
 @modes
 @pytest.mark.parametrize("k", [None, 40])
 @pytest.mark.parametrize("dtype", DTYPES)
