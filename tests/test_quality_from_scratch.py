@@ -111,22 +111,23 @@ def test_numbers_are_named_and_equations_stand_in_prefix_notation(
 
 @pytest.fixture
 def problems(tmp_path: Path) -> str:
-    """Made-up word problems in the layout of LLM-Adapters; of each file the last is not solved for x."""
+    """Made-up word problems in the layout of LLM-Adapters: twelve wordings; the last of a file is not solved for x."""
     draw = random.Random(0)
     folder = tmp_path / "data" / "mawps"
     folder.mkdir(parents=True)
-    for split, count in (("train", 20), ("valid", 5)):
+    for split, count in (("train", 20), ("valid", 6)):
         rows = []
         for number in range(count):
             a, b = draw.randrange(1, 50), draw.randrange(50, 99)
-            sign = draw.choice("+-*/")
+            sign, things = "+-*/"[number % 4], ("figs", "hens", "cups")[number % 3]
             equation = f"x={a}{sign}{b}" if number < count - 1 else f"{a}{sign}x={b}"
-            rows.append({"instruction": f"{sign} of {a} and {b}", "input": "", "output": equation, "answer": "1"})
+            problem = f"{sign} of {a} and {b} {things}"
+            rows.append({"instruction": problem, "input": "", "output": equation, "answer": "1"})
         (folder / f"{split}.json").write_text(json.dumps(rows))
     return str(tmp_path / "data")
 
 
-EQUATIONS = NEXT_ITEM | {"kind": "equations", "task": {"held_out_size": 4}}
+EQUATIONS = NEXT_ITEM | {"kind": "equations", "task": {"held_out_size": 4, "validation_size": 2}}
 
 
 def test_equations_are_written_by_an_encoder_decoder(
@@ -140,16 +141,21 @@ def test_equations_are_written_by_an_encoder_decoder(
         assert arm["tokens"] == [4] * 4  # a sign, two numbers, and the end
 
 
-def test_equations_held_out_are_not_learned_from(quality: Any, problems: str) -> None:
-    task = quality.equations.Equations(data=problems, held_out_size=4)
-    assert {name: len(found) for name, found in task.splits.items()} == {"held_out": 4, "validation": 4, "train": 15}
+def test_wordings_held_out_are_not_learned_from(quality: Any, problems: str) -> None:
+    task = quality.equations.Equations(data=problems, held_out_size=4, validation_size=2)
+    wordings = {
+        name: [tuple(word for word in words if word not in ("n0", "n1")) for words, _ in found]
+        for name, found in task.splits.items()
+    }
+    assert {name: len(set(found)) for name, found in wordings.items()} == {"held_out": 4, "validation": 2, "train": 6}
+    assert len(wordings["held_out"]) == 4 and len(wordings["validation"]) == 2 and len(wordings["train"]) > 6
+    assert len(set().union(*wordings.values())) == 12
     assert {"n0", "n1", "of", "and"} < set(task.vocabulary)
-    ids = [row["labels"][-1] for row in task.rows(0)]
-    assert ids == [task.vocabulary["</s>"]] * 15
+    assert {row["labels"][-1] for row in task.rows(0)} == {task.vocabulary["</s>"]}
 
 
 def test_exact_is_what_the_encoder_decoder_writes(quality: Any, problems: str) -> None:
-    task = quality.equations.Equations(data=problems, held_out_size=4)
+    task = quality.equations.Equations(data=problems, held_out_size=4, validation_size=2)
     pair = task.pairs({"pair": {"layers": "all"}}, 0)["pair"]
     options = {"steps": 60, "batch_size": 8, "learning_rate": 1e-2, "warmup": 0.1, "seed": 0}
     quality.training.train([quality.training.Teacher(pair, learns=task.rows(0))], {}, task.collate, **options)

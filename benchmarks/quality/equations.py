@@ -20,6 +20,7 @@ from copilot.pair import PilotCopilotModel
 from copilot.tasks import read_examples
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
+NAME = re.compile(r"\bn\d+\b")  # of a number
 OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**", ast.USub: "neg"}
 SOLVED = re.compile(r"[xX]=[^xX=]+")
 SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -52,33 +53,34 @@ def words_and_expression(problem: str, equation: str) -> tuple[list[str], list[s
 class Equations:
     """MAWPS with its numbers named and its equations in prefix notation, and a small T5 trained from scratch.
 
-    Of 400 held-out problems 85 stand in the training data, too, but for their numbers.
+    A wording, which may occur with several numbers, is held out or learned from, never both.
 
     Attributes:
-        data: folder in the LLM-Adapters layout.
-        held_out_size: problems, the same for all seeds, of the training file: those of the test file have no equations.
+        data: folder in the LLM-Adapters layout; its test file is not used, having no equations.
+        held_out_size, validation_size: problems, each of another wording, the same for all seeds.
     """
 
     data: str
     held_out_size: int
+    validation_size: int
 
     @cached_property
     def splits(self) -> dict[str, list[tuple[list[str], list[str]]]]:
         """Problems with an equation that is solved for x."""
-        read = {}
+        of_wording: dict[str, list[tuple[list[str], list[str]]]] = {}
         for name in ("train", "valid"):
-            examples = [
-                (example.prompt, example.completion.strip()) for example in read_examples(self.data, "mawps", name)
-            ]
-            read[name] = [
-                words_and_expression(problem, equation) for problem, equation in examples if SOLVED.fullmatch(equation)
-            ]
-        order = np.random.default_rng(0).permutation(len(read["train"]))
-        shuffled = [read["train"][index] for index in order]
+            for example in read_examples(self.data, "mawps", name):
+                if SOLVED.fullmatch(equation := example.completion.strip()):
+                    problem = words_and_expression(example.prompt, equation)
+                    of_wording.setdefault(NAME.sub("n", " ".join(problem[0])), []).append(problem)
+        wordings = list(of_wording.values())
+        shuffled = [wordings[index] for index in np.random.default_rng(0).permutation(len(wordings))]
+        apart = self.held_out_size + self.validation_size
+        once = [problems[0] for problems in shuffled[:apart]]
         return {
-            "held_out": shuffled[: self.held_out_size],
-            "validation": read["valid"],
-            "train": shuffled[self.held_out_size :],
+            "held_out": once[: self.held_out_size],
+            "validation": once[self.held_out_size :],
+            "train": [problem for problems in shuffled[apart:] for problem in problems],
         }
 
     @cached_property
