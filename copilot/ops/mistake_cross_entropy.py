@@ -48,7 +48,7 @@ def mistake_cross_entropy(
     loss, _, *fields = torch.ops.copilot.mistake_cross_entropy(
         logits, labels.contiguous(), k, ignore_index, overwrite_logits
     )
-    fields = [labels, *(field.detach() for field in fields)]
+    fields = [labels, *fields]
     if ignore_index is not None:
         rows = (labels != ignore_index).nonzero().squeeze(1)
         if compiling or len(rows) != len(labels):
