@@ -171,7 +171,9 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
         Args:
             path: a folder written by `save_pretrained`, or a hub id.
-            pilot: the Pilot to attach to; None takes the saved one (`path`/pilot), else the one named in the config.
+            pilot: the Pilot to attach to; None takes the saved one (`path`/pilot), else the one named in the config, in
+                the precision of its files. For another, pass `AutoModelForCausalLM.from_pretrained(f"{path}/pilot",
+                dtype=...)`, with which adapters that were saved are loaded, too.
             **kwargs: passed on to `CopilotModel.from_pretrained`; revision, token and cache_dir to the hub.
 
         Raises:

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset
-from huggingface_hub import ModelCardData
 from peft import PeftConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
 from transformers.utils import logging
@@ -27,6 +27,7 @@ from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import parameter_groups
 from copilot.loss import IGNORE_INDEX
 from copilot.mistake_log import MistakeLog
+from copilot.model_card import model_card
 from copilot.pair import PilotCopilotModel
 from copilot.pair_base import discard_other_kind, has_adapters
 
@@ -135,7 +136,7 @@ class CopilotTrainer(Trainer):
             )
         if peft_config is not None and has_adapters(model.pilot):
             raise ValueError(f"peft_config is given, but the Pilot has the adapters {model.pilot.active_adapters()}")
-        prepare = partial(
+        self._prepare = partial(
             prepare_dataset,
             processing_class=processing_class,
             max_length=args.max_length,
@@ -145,7 +146,7 @@ class CopilotTrainer(Trainer):
         )
         with args.main_process_first(desc="preparing datasets"):
             if train_dataset is not None:
-                train_dataset = prepare(train_dataset)
+                train_dataset = self._prepare(train_dataset)
                 if not model.config.is_encoder_decoder and IGNORE_INDEX not in train_dataset[0]["labels"][1:]:
                     logger.warning(
                         "Every token of the first training row is supervised, so that the Copilot learns without the "
@@ -153,9 +154,9 @@ class CopilotTrainer(Trainer):
                         "of prompt and completion, or assistant_only_loss=True for messages."
                     )
             if isinstance(eval_dataset, Mapping):
-                eval_dataset = {name: prepare(rows) for name, rows in eval_dataset.items()}
+                eval_dataset = {name: self._prepare(rows) for name, rows in eval_dataset.items()}
             elif eval_dataset is not None:
-                eval_dataset = prepare(eval_dataset)
+                eval_dataset = self._prepare(eval_dataset)
         if peft_config is not None:
             torch.manual_seed(args.seed)  # the same adapters in every process and every run
             model.pilot.add_adapter(peft_config)
@@ -191,6 +192,15 @@ class CopilotTrainer(Trainer):
         output = super().train(*args, **kwargs)
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return output
+
+    def get_eval_dataloader(self, eval_dataset: str | Rows | None = None) -> DataLoader:
+        """Trainer's. Rows that are given to `evaluate` may be raw, like those of the constructor."""
+        named = eval_dataset is None or isinstance(eval_dataset, str)
+        return super().get_eval_dataloader(eval_dataset if named else self._prepare(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Rows) -> DataLoader:
+        """Trainer's. Rows that are given to `predict` may be raw, like those of the constructor."""
+        return super().get_test_dataloader(self._prepare(test_dataset))
 
     # ---- Optimisation ----
 
@@ -304,7 +314,7 @@ class CopilotTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(unfinished)
         torch.save(self.args, unfinished / "training_args.bin")
-        (unfinished / "README.md").write_text(self._model_card(), encoding="utf-8")
+        (unfinished / "README.md").write_text(model_card(self), encoding="utf-8")
         for file in [path for path in unfinished.rglob("*") if path.is_file()]:
             finished = target / file.relative_to(unfinished)
             finished.parent.mkdir(parents=True, exist_ok=True)
@@ -358,40 +368,4 @@ class CopilotTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md to the output folder."""
         if self.is_world_process_zero():
-            Path(self.args.output_dir, "README.md").write_text(self._model_card(), encoding="utf-8")
-
-    def _model_card(self) -> str:
-        name = self.hub_model_id or Path(self.args.output_dir).absolute().name
-        pilot = self.model.config.base_model_name_or_path
-        tags = ["generated_from_trainer", "transformer-copilot"]
-        data = ModelCardData(base_model=pilot, library_name="transformers", model_name=name, tags=tags)
-        pair_class = type(self.model).__name__
-        return MODEL_CARD.format(data=data, name=name, pilot=pilot or "A Pilot", pair_class=pair_class, args=self.args)
-
-
-MODEL_CARD = """---
-{data}
----
-
-# {name}
-
-{pilot}, fine-tuned together with a Copilot that learns from its Mistake Log and rectifies its predictions
-([Transformer Copilot](https://arxiv.org/abs/2505.16270)).
-
-## Quick start
-
-```python
-from copilot import {pair_class}
-from transformers import AutoTokenizer
-
-pair = {pair_class}.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-inputs = tokenizer("...", return_tensors="pt")
-print(tokenizer.decode(pair.generate(**inputs, max_new_tokens=64)[0]))
-```
-
-## Training
-
-Learning rates {args.learning_rate} (Pilot) and {args.copilot_learning_rate} (Copilot), seed {args.seed},
-{args.train_batch_size} rows a process and micro-batch, {args.gradient_accumulation_steps} accumulation steps.
-"""
+            Path(self.args.output_dir, "README.md").write_text(model_card(self), encoding="utf-8")

@@ -256,6 +256,19 @@ def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenize
         assert metrics[f"eval_{name}_loss"] == pytest.approx(output.loss.item(), rel=1e-5)
 
 
+def test_rows_to_evaluate_may_be_given_raw_and_by_name(make_trainer, tokenizer):
+    trainer = make_trainer(eval_rows=ROWS[:5], max_steps=1)
+    expected = trainer.evaluate()
+    given = {"raw": ROWS[:5], "prepared": prepare_dataset(ROWS[:5], tokenizer)}
+    found = trainer.evaluate(given)
+    for name in given:
+        assert found[f"eval_{name}_ce"] == expected["eval_ce"]
+        assert found[f"eval_{name}_rmse"] == expected["eval_rmse"]
+    assert trainer.predict(ROWS[:5]).metrics["test_ce"] == expected["eval_ce"]
+    with pytest.raises(ValueError, match="columns"):
+        trainer.evaluate([{"question": "w1"}])
+
+
 def test_evaluation_leaves_no_trace_in_the_log(make_trainer):
     trainer = make_trainer(eval_rows=ROWS)
     trainer.train()

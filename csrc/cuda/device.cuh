@@ -34,17 +34,22 @@ struct Launch {
   int64_t blocks;
   unsigned threads;         // of a block
   Stream stream = nullptr;  // the default stream
-  unsigned cluster = 1;     // blocks that share their memory, see kMostBlocks; more than 1 needs capability 9
+  unsigned cluster = 1;     // blocks that share their memory, at most most_blocks()
   size_t shared = 0;        // bytes of dynamic_shared()
 };
-
-// Of a cluster on GPUs of capability 9.0 and 10.0; on others 8.
-constexpr unsigned kMostBlocks = 16;
 
 struct Device {
   int capability;           // 80 for 8.0; of the code that runs, which may be compiled for an older GPU
   size_t shared_per_block;  // bytes, at most
 };
+
+constexpr unsigned kMostBlocks = 16;  // of a cluster on any GPU
+
+// Of a cluster; 1 where there are none.
+inline unsigned most_blocks(const Device& device) {
+  if (device.capability < 90) return 1;
+  return device.capability < 110 ? kMostBlocks : 8;
+}
 
 #ifdef COPILOT_EMULATION
 
@@ -56,7 +61,7 @@ inline Device current_device() {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
   if (how.blocks == 0) return;
-  if (how.cluster > 1 && current_device().capability < 90) throw std::runtime_error("clusters need capability 9");
+  if (how.cluster > most_blocks(current_device())) throw std::runtime_error("a cluster that this GPU does not run");
   emulation::Cluster(dim3{static_cast<unsigned>(how.blocks)}, how.threads, how.cluster, how.shared,
                      [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
