@@ -27,8 +27,9 @@ help:
 demo: $(STAMP)
 	$(BIN)/python -m copilot.demo --out "$(OUT)" $(if $(PILOT),--pilot "$(PILOT)")
 
+# A process a core, of one thread each: most tests are too small for more.
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m "not slow and not gpu"
 
 lint: $(STAMP)
 	$(BIN)/ruff check

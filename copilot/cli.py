@@ -128,7 +128,7 @@ def generate(generation: GenerationArguments, prompt: str | None) -> None:
 def log(folder: str) -> None:
     """Say what the Pilot gets wrong, from the Mistake Log of an output folder or a checkpoint."""
     paths = log_paths(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = tokenizer_of_pair(folder)
     for path in paths:
         kept = open_log(path)
         print(f"{path.name}: {len(kept)} of {kept.rounds_seen} rounds", kept.summary(tokenizer), sep="\n")
@@ -183,10 +183,23 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def tokenizer_of_pair(pair: str, pilot: str | None = None) -> PreTrainedTokenizerBase:
+    """The one saved beside a pair, else that of the Pilot given or named in its configuration."""
+    named = None
+    with suppress(OSError, ValueError):
+        named = AutoConfig.from_pretrained(pair).base_model_name_or_path
+    places = [place for place in (pair, pilot, named) if place]
+    for place in places:
+        with suppress(OSError, ValueError):
+            return load_tokenizer(place)
+    raise ValueError(f"no tokenizer in {', '.join(places)}: save the Pilot's, tokenizer.save_pretrained({pair!r})")
+
+
 def load_pair(chosen: PairArguments) -> tuple[PilotCopilotModel, PreTrainedTokenizerBase]:
     """A saved pair, on the GPU when there is one, and its tokenizer."""
     pair = classes_of(chosen.pair)[0].from_pretrained(chosen.pair, pilot=chosen.pilot)
-    return pair.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_tokenizer(chosen.pair)
+    tokenizer = tokenizer_of_pair(chosen.pair, chosen.pilot)
+    return pair.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
 def pilot_adapters(pilot: PilotArguments) -> LoraConfig | None:
@@ -293,7 +306,13 @@ def load_examples(data: DataArguments, split: str | None) -> list[Example]:
     rows = pick_split(splits, name, "dataset_test_split")
     if not {"prompt", "completion"} <= set(rows.column_names):
         raise ValueError(f"the data has the columns {sorted(rows.column_names)}, expected {{prompt, completion}}")
-    return [Example(row["prompt"], row["completion"], row.get("answer", ""), data.task or "") for row in rows.to_list()]
+    examples = []
+    for number, row in enumerate(rows.to_list()):
+        for column in ("prompt", "completion"):
+            if not isinstance(row[column], str):
+                raise ValueError(f"row {number} of the data has {column} {row[column]!r}, expected a string")
+        examples.append(Example(row["prompt"], row["completion"], row.get("answer", ""), data.task or ""))
+    return examples
 
 
 # ---- Command line ----

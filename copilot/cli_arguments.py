@@ -27,6 +27,13 @@ def flag(help: str, default: Any = None, choices: Sequence[str] | None = None) -
     return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
 
 
+def check_positive(**values: int) -> None:
+    """Raise ValueError, naming the first that is below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+
+
 @dataclass
 class PilotArguments:
     """Which Pilot is trained, and how."""
@@ -92,6 +99,9 @@ class EvaluationArguments:
     batch_size: int = flag("Examples a forward.", 32)
     max_length: int = flag("Tokens a scored example may have.", 256)
 
+    def __post_init__(self) -> None:
+        check_positive(batch_size=self.batch_size)
+
 
 @dataclass
 class PairArguments:
@@ -108,6 +118,9 @@ class GenerationArguments(PairArguments):
 
     num_beams: int = flag("Beams; 1 is greedy decoding.", 1)
     max_new_tokens: int = flag("Tokens a completion may have.", 64)
+
+    def __post_init__(self) -> None:
+        check_positive(num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
 
 
 @dataclass

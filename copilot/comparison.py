@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from copilot.calibration import collect, scores
-from copilot.evaluation import complete, to_rows
+from copilot.evaluation import complete, is_written, to_rows
 from copilot.ops.rectify import check_strength
 from copilot.pair import PilotCopilotModel
-from copilot.tasks import TASKS, Example, Interval, PairedBootstrap, exact_match, paired_bootstrap
+from copilot.tasks import TASKS, Example, Interval, PairedBootstrap, paired_bootstrap
 
 LOWER_IS_BETTER = ("Brier score", "NLL")
 HEADER = ("95 % intervals", "Pilot", "Pilot + Copilot", "difference", "")
@@ -72,7 +72,12 @@ def compare(
     config = pair.config
     strength = config.strength if strength is None else strength
     check_strength(strength, config.rectifier, config.fusion)
-    has_completions, has_task = (all(getattr(e, field) for e in examples) for field in ("completion", "task"))
+    without = {field: [n for n, e in enumerate(examples) if not getattr(e, field)] for field in ("completion", "task")}
+    has_completions, has_task = not without["completion"], not without["task"]
+    for field, missing in without.items():
+        if 0 < len(missing) < len(examples):
+            some = f"{len(missing)} of {len(examples)} have none, the first is number {missing[0]}"
+            raise ValueError(f"examples must all have a {field}, or none; {some}")
     if not examples or not (has_completions or has_task):
         raise ValueError(f"examples must have completions or a task each; got {len(examples)} examples")
     prompts = [example.prompt for example in examples]
@@ -82,7 +87,7 @@ def compare(
     ]
     metrics = {}
     if has_completions:
-        exact = [[exact_match(t, e.completion) for t, e in zip(of, examples, strict=True)] for of in texts]
+        exact = [[is_written(tokenizer, t, e.completion) for t, e in zip(of, examples, strict=True)] for of in texts]
         metrics["exact match"] = paired_bootstrap(exact[0], exact[1])
     if has_task:
         right = [[TASKS[e.task].is_correct(t, e.answer) for t, e in zip(of, examples, strict=True)] for of in texts]

@@ -17,6 +17,11 @@ FEEDBACKS = ("observed", "predicted")
 VISIBILITIES = ("current", "previous")
 CONTEXT_LAYERS = ("even", "every", "first_half", "second_half", "last")
 TABLES = ("own", "tied", "factored")
+# The fields of CopilotConfig that say what a Copilot's output means and what it reads, whatever its weights.
+DESIGN = (
+    *("candidates", "rectifier", "fusion", "feedback", "visibility", "loss", "pooling", "context_layers"),
+    *("context_norm", "head", "error_in", "rank"),
+)
 
 
 class UnsupportedArchitectureError(ValueError):
@@ -66,6 +71,7 @@ class CopilotConfig(PretrainedConfig):
 
     model_type = "copilot"
     has_no_defaults_at_init = True  # a Copilot is defined by its Pilot
+    keys_to_ignore_at_inference = ["past_key_values", "pilot_loss", "copilot_loss", "mistakes", "delta"]
 
     def __init__(
         self,

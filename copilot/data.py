@@ -37,7 +37,9 @@ def prepare_dataset(
       an end-of-sequence token. Supervised: the completion (`completion_only_loss=False`: the prompt too). A row longer
       than `max_length` loses the beginning of its prompt; a completion that is too long by itself loses its end.
     - `{messages}`, a conversation for the tokenizer's chat template. Supervised: everything, or only what the assistant
-      said (`assistant_only_loss=True`). A row that is too long loses its beginning.
+      said (`assistant_only_loss=True`). A row that is too long loses its beginning. Of several answers the Copilot
+      reads the earlier ones as steps of its own, not as context as in generation; a row `{prompt, completion}` for each
+      answer is the same in both.
     - `{text}`, a string, followed by an end-of-sequence token. All of it is supervised. A row that is too long loses
       its end.
     - `{input_ids, labels}`, tokenised already, and with an `attention_mask` without what that masks. A row that is too
@@ -46,7 +48,8 @@ def prepare_dataset(
     An encoder-decoder model accepts `{prompt, completion}` and `{input_ids, labels}`; input and target are truncated
     at their ends, each to `max_length`.
 
-    Rows without a supervised token are dropped, with one warning for all of them.
+    Rows without a supervised token are dropped, with one warning for all of them, and one counts the rows that were
+    too long.
 
     Args:
         dataset: a `datasets.Dataset` or an iterable of rows (dictionaries with equal keys).
@@ -61,10 +64,11 @@ def prepare_dataset(
     Raises:
         ValueError: an empty dataset, unknown columns, a missing tokenizer, chat template or end-of-sequence token, a
             chat template that does not render a conversation turn by turn, or no supervised token in any row.
+        TypeError: neither a dataset nor rows, such as a `DatasetDict` of several splits.
     """
     if max_length < 2:
         raise ValueError(f"max_length is {max_length}, expected at least 2")
-    rows = dataset if isinstance(dataset, Dataset) else Dataset.from_list([dict(row) for row in dataset])
+    rows = _as_dataset(dataset)
     if len(rows) == 0:
         raise ValueError(f"dataset is empty, expected rows with the columns {DECODER_ONLY_COLUMNS}")
     if assistant_only_loss and "messages" not in rows.column_names:
@@ -78,7 +82,9 @@ def prepare_dataset(
         assistant_only_loss,
     )
     encoded = rows.map(encode, remove_columns=rows.column_names, desc="Preparing dataset")
-    supervised = encoded.filter(_is_supervised, desc="Dropping unsupervised rows")
+    if cut := sum(encoded["cut"]):
+        logger.warning("Cut %d of %d rows to max_length, %d tokens.", cut, len(encoded), max_length)
+    supervised = encoded.remove_columns("cut").filter(_is_supervised, desc="Dropping unsupervised rows")
     if len(supervised) == 0:
         raise ValueError(
             f"no row of the dataset has a supervised token (of {len(encoded)} rows, max_length {max_length})"
@@ -119,6 +125,17 @@ class DataCollator:
         }
 
 
+def _as_dataset(rows: Dataset | Iterable[Mapping[str, Any]]) -> Dataset:
+    if isinstance(rows, Dataset):
+        return rows.with_format(None)
+    if not isinstance(rows, str | Mapping) and isinstance(rows, Iterable):
+        rows = list(rows)
+        if all(isinstance(row, Mapping) for row in rows):
+            return Dataset.from_list([dict(row) for row in rows])
+    given = f"{type(rows).__name__} of {', '.join(rows)}" if isinstance(rows, Mapping) else type(rows).__name__
+    raise TypeError(f"dataset must be a datasets.Dataset or rows, each a dictionary; got a {given}")
+
+
 def _choose_encoder(
     columns: set[str],
     tokenizer: PreTrainedTokenizerBase | None,
@@ -126,8 +143,8 @@ def _choose_encoder(
     is_encoder_decoder: bool,
     completion_only_loss: bool,
     assistant_only_loss: bool,
-) -> Callable[[Mapping[str, Any]], dict[str, list[int]]]:
-    """The function that turns one row with these columns into `input_ids` and `labels`."""
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What turns a row with these columns into `input_ids`, `labels` and `cut`, whether it was too long."""
     if {"input_ids", "labels"} <= columns:
         return partial(_crop_tokens, max_length=max_length, is_encoder_decoder=is_encoder_decoder)
     if tokenizer is None:
@@ -151,37 +168,47 @@ def _choose_encoder(
 
 def _encode_prompt_and_completion(
     row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only_loss: bool
-) -> dict[str, list[int]]:
-    prompt = tokenizer(_string(row, "prompt")).input_ids
-    if prompt[-1:] == [tokenizer.eos_token_id]:  # some tokenizers end every text; the prompt goes on
-        prompt = prompt[:-1]
-    completion = tokenizer(_string(row, "completion"), add_special_tokens=False).input_ids
-    completion = _with_end(completion, tokenizer)[:max_length]
+) -> dict[str, Any]:
+    prompt = prompt_tokens(_string(row, "prompt"), tokenizer)
+    completion = _with_end(tokenizer(_string(row, "completion"), add_special_tokens=False).input_ids, tokenizer)
+    excess = len(prompt) + len(completion) - max_length
+    completion = completion[:max_length]
     prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
     prompt_labels = [IGNORE_INDEX] * len(prompt) if completion_only_loss else prompt
-    return _decoder_only_row(prompt + completion, prompt_labels + completion)
+    return _decoder_only_row(prompt + completion, prompt_labels + completion, cut=excess > 0)
+
+
+def prompt_tokens(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens before a decoder-only model's completion."""
+    tokens = tokenizer(prompt).input_ids
+    return tokens[:-1] if tokens[-1:] == [tokenizer.eos_token_id] else tokens  # some tokenizers end every text
 
 
 def _encode_source_and_target(
     row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, list[int]]:
-    # The tokenizer cuts before it appends its special tokens: a cut input keeps its end marker.
-    source = tokenizer(_string(row, "prompt"), truncation=True, max_length=max_length)
-    target = tokenizer(text_target=_string(row, "completion"))
-    return {"input_ids": source.input_ids, "labels": _with_end(target.input_ids, tokenizer)[:max_length]}
+) -> dict[str, Any]:
+    source = tokenizer(_string(row, "prompt")).input_ids
+    target = _with_end(tokenizer(text_target=_string(row, "completion")).input_ids, tokenizer)
+    cut = max(len(source), len(target)) > max_length
+    if len(source) > max_length:  # the tokenizer cuts before it appends its special tokens: the end marker stays
+        source = tokenizer(row["prompt"], truncation=True, max_length=max_length).input_ids
+    return {"input_ids": source, "labels": target[:max_length], "cut": cut}
 
 
 def _encode_messages(
     row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int, assistant_only_loss: bool
-) -> dict[str, list[int]]:
+) -> dict[str, Any]:
     input_ids: list[int] = []
     labels: list[int] = []
-    for text, from_assistant in _turns(row["messages"], tokenizer):
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        raise ValueError(f"the column messages holds {messages!r}, expected lists of {{role, content}}")
+    for text, from_assistant in _turns(messages, tokenizer):
         # Turns are tokenised apart, where generation starts and ends: no token straddles a border.
         tokens = tokenizer(text, add_special_tokens=False).input_ids  # the template wrote the special tokens
         input_ids += tokens
         labels += tokens if from_assistant or not assistant_only_loss else [IGNORE_INDEX] * len(tokens)
-    return _decoder_only_row(input_ids[-max_length:], labels[-max_length:])
+    return _decoder_only_row(input_ids[-max_length:], labels[-max_length:], cut=len(input_ids) > max_length)
 
 
 def _turns(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
@@ -209,12 +236,12 @@ def _turns(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -
     return [*turns, (render(len(messages))[len(done) :], False)]
 
 
-def _encode_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[int]]:
-    tokens = _with_end(tokenizer(_string(row, "text")).input_ids, tokenizer)[:max_length]
-    return _decoder_only_row(tokens, tokens)
+def _encode_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+    tokens = _with_end(tokenizer(_string(row, "text")).input_ids, tokenizer)
+    return _decoder_only_row(tokens[:max_length], tokens[:max_length], cut=len(tokens) > max_length)
 
 
-def _crop_tokens(row: Mapping[str, Any], max_length: int, is_encoder_decoder: bool) -> dict[str, list[int]]:
+def _crop_tokens(row: Mapping[str, Any], max_length: int, is_encoder_decoder: bool) -> dict[str, Any]:
     input_ids, labels = row["input_ids"], row["labels"]
     mask = row.get("attention_mask") or [1] * len(input_ids)
     if len(mask) != len(input_ids):
@@ -222,11 +249,13 @@ def _crop_tokens(row: Mapping[str, Any], max_length: int, is_encoder_decoder: bo
             f"a row has {len(input_ids)} input_ids and {len(mask)} in attention_mask, expected equally many"
         )
     if is_encoder_decoder:
-        return {"input_ids": _kept(input_ids, mask)[:max_length], "labels": labels[:max_length]}
+        source = _kept(input_ids, mask)
+        cut = max(len(source), len(labels)) > max_length
+        return {"input_ids": source[:max_length], "labels": labels[:max_length], "cut": cut}
     if len(input_ids) != len(labels):
         raise ValueError(f"a row has {len(input_ids)} input_ids and {len(labels)} labels, expected equally many")
     input_ids, labels = _kept(input_ids, mask), _kept(labels, mask)
-    return _decoder_only_row(input_ids[-max_length:], labels[-max_length:])
+    return _decoder_only_row(input_ids[-max_length:], labels[-max_length:], cut=len(input_ids) > max_length)
 
 
 def _kept(tokens: list[int], mask: list[int]) -> list[int]:
@@ -244,9 +273,9 @@ def _string(row: Mapping[str, Any], column: str) -> str:
     return row[column]
 
 
-def _decoder_only_row(input_ids: list[int], labels: list[int]) -> dict[str, list[int]]:
+def _decoder_only_row(input_ids: list[int], labels: list[int], cut: bool) -> dict[str, Any]:
     # Nothing predicts the first token of a row. Left in place, padding would seem to predict it.
-    return {"input_ids": input_ids, "labels": [IGNORE_INDEX, *labels[1:]]}
+    return {"input_ids": input_ids, "labels": [IGNORE_INDEX, *labels[1:]], "cut": cut}
 
 
 def _is_supervised(row: Mapping[str, list[int]]) -> bool:

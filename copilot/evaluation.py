@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from copilot.data import prompt_tokens
 from copilot.pair import PilotCopilotModel
 from copilot.tasks import TASKS, Example, exact_match
 
@@ -53,33 +55,58 @@ def complete(
         prompts: N texts.
         strength: lambda; None takes the configuration's, 0 is the Pilot alone.
         batch_size: prompts a batch; those of like length go together.
-        **generation: arguments of `generate`, such as max_new_tokens and num_beams.
+        **generation: arguments of `generate`, such as max_new_tokens and num_beams, that give one text a prompt.
+
+    Raises:
+        ValueError: a batch_size below 1, a prompt without a token, or several texts a prompt.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    for option, expected in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
+        if generation.get(option, expected) is not expected:
+            raise ValueError(f"{option} is {generation[option]!r}, expected {expected}; call pair.generate")
+    whole = pair.config.is_encoder_decoder
+    rows = [
+        torch.tensor(tokenizer(prompt).input_ids if whole else prompt_tokens(prompt, tokenizer), dtype=torch.int64)
+        for prompt in prompts
+    ]
+    empty = [index for index, row in enumerate(rows) if len(row) == 0]
+    if empty:
+        raise ValueError(f"prompt {empty[0]} has no token: {prompts[empty[0]]!r}")
     was_training = pair.training
     pair.eval()
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    texts = [""] * len(prompts)
-    for start in tqdm(range(0, len(order), batch_size), desc="Generating", leave=False):
-        chosen = order[start : start + batch_size]
-        inputs = tokenizer(
-            [prompts[index] for index in chosen], return_tensors="pt", padding=True, padding_side="left"
-        ).to(pair.device)
-        ids, mask = inputs.input_ids, inputs.attention_mask
-        if not pair.config.is_encoder_decoder and (ids[:, -1] == tokenizer.eos_token_id).all():
-            ids, mask = ids[:, :-1], mask[:, :-1]  # some tokenizers end every text; the prompt goes on
-        written = pair.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            strength=strength,
-            pad_token_id=tokenizer.pad_token_id,
-            **generation,
-        )
-        if not pair.config.is_encoder_decoder:
-            written = written[:, ids.shape[1] :]
-        for index, text in zip(chosen, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
-            texts[index] = text
-    pair.train(was_training)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    texts = [""] * len(rows)
+    try:
+        for start in tqdm(range(0, len(order), batch_size), desc="Generating", leave=False):
+            chosen = order[start : start + batch_size]
+            ids, mask = (
+                pad_sequence(part, True, padding_value=value, padding_side="left").to(pair.device)
+                for part, value in (
+                    ([rows[index] for index in chosen], tokenizer.pad_token_id or 0),  # masked: any will do
+                    ([torch.ones_like(rows[index]) for index in chosen], 0),
+                )
+            )
+            written = pair.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                strength=strength,
+                pad_token_id=tokenizer.pad_token_id,
+                **generation,
+            )
+            if not pair.config.is_encoder_decoder:
+                written = written[:, ids.shape[1] :]
+            decoded = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for index, text in zip(chosen, decoded, strict=True):
+                texts[index] = text
+    finally:
+        pair.train(was_training)
     return texts
+
+
+def is_written(tokenizer: Any, text: str, completion: str) -> bool:
+    """Whether a text of `complete` is a completion, which may show the end-of-sequence token that rows may end with."""
+    return exact_match(text, completion.rstrip().removesuffix(tokenizer.eos_token or ""))
 
 
 def evaluate(
@@ -110,6 +137,6 @@ def evaluate(
     pairs = list(zip(texts, examples, strict=True))
     return Evaluation(
         texts,
-        np.array([exact_match(text, example.completion) for text, example in pairs]),
+        np.array([is_written(tokenizer, text, example.completion) for text, example in pairs]),
         np.array([TASKS[example.task].is_correct(text, example.answer) for text, example in pairs]),
     )

@@ -113,6 +113,9 @@ class RectifiedGeneration(GenerationMixin):
     def generate(self, *args: Any, strength: float | None = None, **kwargs: Any) -> Any:
         """`GenerationMixin.generate` over the rectified distribution.
 
+        Logits processors are given log p~, at strength 0 the Pilot's logits: one that depends on their level, as
+        repetition_penalty does, acts otherwise on them.
+
         Args:
             *args: as for any transformers model.
             strength: lambda; None takes `config.strength`, 0 is exactly `pilot.generate`.

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from copilot.calibration import supervision_of
-from copilot.cli import classes_of, load_tokenizer
+from copilot.cli import classes_of, load_tokenizer, tokenizer_of_pair
 from copilot.data import DataCollator
 from copilot.loss import IGNORE_INDEX
 from copilot.pair import PilotCopilotModel
@@ -55,7 +55,7 @@ class CopilotLM(HFLM):
             pair: a folder or hub id, or the pair itself.
             pilot: the Pilot to attach a loaded Copilot to; None takes the one it was trained beside.
             strength: lambda; None takes the pair's own, 0 is the Pilot alone.
-            tokenizer: of the Pilot; None takes the one saved with the pair.
+            tokenizer: of the Pilot; None takes the one saved with the pair, else that of the Pilot's folder or hub id.
             max_length: tokens that context and continuation may have; None takes the Pilot's limit.
             batch_size: texts a forward.
             device: None takes the GPU, when there is one, for a loaded pair and leaves another where it is. "cuda" is
@@ -71,7 +71,7 @@ class CopilotLM(HFLM):
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = None
         if isinstance(pair, str):
-            tokenizer = pair if tokenizer is None else tokenizer
+            tokenizer = tokenizer_of_pair(pair, pilot) if tokenizer is None else tokenizer
             pair = classes_of(pair)[0].from_pretrained(pair, pilot=pilot)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         elif tokenizer is None or pilot is not None:

@@ -39,7 +39,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         Args:
             input_ids: (B, S) int64.
             attention_mask: (B, S), 0 for padding; 4-D inside `generate` with a static cache.
-            position_ids: (B, S), as the Pilot takes them.
+            position_ids: (B, S), as the Pilot takes them; with labels a row must be one text.
             past_key_values: the cache of a generation under way.
             inputs_embeds: (B, S, d) in place of input_ids.
             labels: (B, S) int64, unshifted, -100 where not supervised. In train mode the round goes to `mistake_log`
@@ -52,7 +52,8 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
             return_dict: must be True.
 
         Raises:
-            ValueError: neither labels nor a cache: without them the tokens to correct are not known.
+            ValueError: neither labels nor a cache: without them the tokens to correct are not known. Labelled rows of
+                several texts (position_ids that start again), of which the Copilot would read the earlier in the later.
             FloatingPointError: NaN in the Pilot's logits of a labelled batch or of a prompt.
         """
         strength = self._resolve_strength(strength)
@@ -100,6 +101,11 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
             labels, input_ids, inputs_embeds, attention_mask, position_ids: see `forward`.
             every_position: also keep the logits of positions that are not supervised.
         """
+        if position_ids is not None:
+            real = torch.ones_like(labels) if attention_mask is None else attention_mask
+            within = real[:, 1:].bool() & real[:, :-1].bool()
+            if ((position_ids.diff(dim=1) <= 0) & within).any():
+                raise ValueError("position_ids must rise from token to token: a labelled row must be one text")
         supervision = Supervision.causal(labels, attention_mask)
         _, kept = self._run_pilot(
             supervision,
@@ -142,7 +148,7 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
         Args:
             input_ids: (B, S_x) int64 encoder input.
             attention_mask: (B, S_x), 0 for padding.
-            decoder_input_ids: (B, n) int64; derived from labels when those are given.
+            decoder_input_ids: (B, n) int64; None derives them from the labels.
             decoder_attention_mask: as the Pilot takes it.
             encoder_outputs: the encoder's output, when already computed.
             inputs_embeds: (B, S_x, d) in place of input_ids.
@@ -160,13 +166,13 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
             "attention_mask": attention_mask,
             "encoder_outputs": encoder_outputs,
         }
-        if labels is not None:
-            passed = self.pilot_pass(labels, every_position=not self.training, **inputs)
-            return self.losses(passed, strength, num_items_in_batch)
         decoder_inputs = {
             "decoder_input_ids": decoder_input_ids,
             "decoder_attention_mask": decoder_attention_mask,
         }
+        if labels is not None:
+            passed = self.pilot_pass(labels, every_position=not self.training, **inputs, **decoder_inputs)
+            return self.losses(passed, strength, num_items_in_batch)
         if strength == 0:
             pilot_cache = None if past_key_values is None else past_key_values.pilot
             outputs = self.pilot(**inputs, **decoder_inputs, past_key_values=pilot_cache, use_cache=use_cache)
@@ -186,14 +192,19 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
         every_position: bool = False,
     ) -> PilotPass:
         """The Pilot's forward over a labelled batch.
 
         Args:
-            labels, input_ids, inputs_embeds, attention_mask, encoder_outputs: see `forward`.
+            labels, input_ids, inputs_embeds, attention_mask, encoder_outputs, decoder_input_ids,
+                decoder_attention_mask: see `forward`.
             every_position: also keep the logits of positions that are not supervised.
         """
+        if decoder_input_ids is None:
+            decoder_input_ids = self.pilot.prepare_decoder_input_ids_from_labels(labels)
         if attention_mask is None:
             given = inputs_embeds if input_ids is None else input_ids
             given = encoder_outputs[0] if given is None else given
@@ -206,7 +217,8 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             encoder_outputs=encoder_outputs,
-            decoder_input_ids=self.pilot.prepare_decoder_input_ids_from_labels(labels),
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
         )
         context = outputs.encoder_last_hidden_state.detach()
         return PilotPass(**kept, context_ids=None, context=context[supervision.context])

@@ -89,6 +89,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         self.generation_config = pilot.generation_config
         self.tap = PilotTap(pilot, copilot.config.context_layers)
         self.mistake_log: MistakeLog | None = None
+        self.train(pilot.training)
 
     @classmethod
     def from_pilot(
@@ -222,6 +223,9 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
     def can_generate(self) -> bool:
         return True
+
+    def resize_token_embeddings(self, *_args: Any, **_kwargs: Any) -> torch.nn.Module:
+        raise ValueError("the vocabulary of a pair is fixed; resize the Pilot's before from_pilot")
 
     def predict(self, round_: Round) -> Tensor:
         """delta of every supervised token of a round; see `copilot.loss.predict`."""

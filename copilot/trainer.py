@@ -17,12 +17,12 @@ from datasets import Dataset
 from peft import PeftConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SchedulerType, TrainOutput
 from transformers.utils import logging
 
 from copilot.checkpoints import read_weights, write_weights
+from copilot.config import DESIGN, CopilotConfig
 from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import parameter_groups
 from copilot.loss import IGNORE_INDEX
@@ -193,14 +193,17 @@ class CopilotTrainer(Trainer):
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return output
 
-    def get_eval_dataloader(self, eval_dataset: str | Rows | None = None) -> DataLoader:
-        """Trainer's. Rows that are given to `evaluate` may be raw, like those of the constructor."""
-        named = eval_dataset is None or isinstance(eval_dataset, str)
-        return super().get_eval_dataloader(eval_dataset if named else self._prepare(eval_dataset))
+    def evaluate(
+        self, eval_dataset: str | Rows | dict[str, Rows] | None = None, *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        """Trainer's. Rows that are given here may be raw, like those of the constructor."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str | dict):  # those of a dict come one by one
+            eval_dataset = self._prepare(eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
 
-    def get_test_dataloader(self, test_dataset: Rows) -> DataLoader:
-        """Trainer's. Rows that are given to `predict` may be raw, like those of the constructor."""
-        return super().get_test_dataloader(self._prepare(test_dataset))
+    def predict(self, test_dataset: Rows, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Trainer's. Rows may be raw; `predictions` are log p~ (rows, tokens, V), with prediction_loss_only=False."""
+        return super().predict(self._prepare(test_dataset), *args, **kwargs)
 
     # ---- Optimisation ----
 
@@ -347,6 +350,11 @@ class CopilotTrainer(Trainer):
         missing = [name for name in ["trainer_state.json", *archives] if not (checkpoint / name).is_file()]
         if missing:
             raise ValueError(f"no {', '.join(missing)}")
+        saved_config = CopilotConfig.from_pretrained(checkpoint)
+        for name in DESIGN:
+            saved_choice, choice = (getattr(config, name) for config in (saved_config, self.model.config))
+            if saved_choice != choice:
+                raise ValueError(f"its Copilot has {name}={saved_choice!r}, this run's has {choice!r}")
         logs = len(list(checkpoint.glob("mistake_log_*.safetensors")))
         if logs != self.args.world_size:
             raise ValueError(f"it holds the Mistake Logs of {logs} processes, this run has {self.args.world_size}")

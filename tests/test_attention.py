@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builders import FAMILIES, WIDTH, random_pair
+from builders import FAMILIES, WIDTH, fresh_pair, random_pair
 from torch import Tensor, nn
 
 from copilot.attention import CopilotAttention
+from copilot.model import encoder_decoder_layer
 
 families = pytest.mark.parametrize("kind", FAMILIES)
 # 1 / sqrt(head width), which is 8 in all tiny models; T5 folds the scale into its weights.
@@ -69,3 +70,23 @@ def test_the_order_of_the_source_does_not_matter(kind):
         expected, _ = attention(query, source=source)
         actual, _ = attention(query, source=source.flip(1))
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_an_encoder_decoder_layer_is_the_pilots_block_without_relative_positions():
+    pair = fresh_pair("t5", layers="all")
+    block = pair.pilot.decoder.block[0]
+    block.layer[0].SelfAttention.relative_attention_bias.weight.zero_()
+    queries, source = states(4, seed=1), states(6, seed=2)
+    seen = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
+    source_seen = torch.tensor([[1, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 0]], dtype=torch.bool)[:, None, None]
+    lowest = torch.finfo(torch.float32).min
+    expected = block(
+        queries,
+        attention_mask=torch.where(seen, 0.0, lowest),
+        encoder_hidden_states=source,
+        encoder_attention_mask=torch.where(source_seen, 0.0, lowest),
+    )[0]
+    layer = pair.copilot.layers[0]
+    actual = encoder_decoder_layer(layer, queries, seen, source, source_seen.expand(2, 1, 4, 6), None)
+    torch.testing.assert_close(actual, expected)

@@ -279,6 +279,23 @@ def test_a_pair_attaches_to_another_pilot_and_strength_0_is_that_pilot(
     assert capsys.readouterr().out.strip() == tokenizer.decode(written[0, 3:], skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("flags", [{"pilot": "llama"}, {}], ids=["given", "named"])
+def test_a_pair_without_a_tokenizer_takes_its_pilots(save_pilot, rows_file, tmp_path, capsys, monkeypatch, flags):
+    PilotCopilotForCausalLM.from_pilot(save_pilot(), layers=2, candidates=8).save_pretrained(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert run("eval", pair="out", dataset_name=rows_file, max_new_tokens=4, **flags) == 0
+    assert "exact match" in capsys.readouterr().out
+
+
+def test_a_pair_whose_tokenizer_is_nowhere_is_refused(save_pilot, tmp_path, capsys, monkeypatch):
+    pair = PilotCopilotForCausalLM.from_pilot(save_pilot(), layers=2, candidates=8)
+    pair.config.base_model_name_or_path = None
+    pair.save_pretrained(tmp_path / "out", save_pilot=True)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert_refused(run("generate", "w1", pair="out"), capsys, "no tokenizer in out")
+
+
 def test_a_prompt_is_read_from_standard_input(save_pilot, rows_file, tmp_path, capsys, monkeypatch):
     assert train(save_pilot(), rows_file, tmp_path / "out") == 0
     capsys.readouterr()
@@ -406,6 +423,9 @@ def test_training_refuses_unusable_rows(save_pilot, tmp_path, capsys, name, cont
         ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "dataset_test_split": "dev"}, "dataset_test_split"),
         ("eval", (), {"dataset_name": "other.jsonl", "pair": "out"}, "columns"),
         ("eval", (), {"pair": "out"}, "--dataset_name"),
+        ("eval", (), {"dataset_name": "numbers.csv", "pair": "out"}, "row 0 of the data has completion 12"),
+        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "batch_size": 0}, "batch_size"),
+        ("generate", ("w1",), {"pair": "out", "num_beams": 0}, "num_beams"),
         ("generate", ("w1",), {"pair": "missing/"}, "missing/"),
         ("generate", ("w1",), {"pair": "out", "strength": -1}, "strength"),
         ("generate", ("w1",), {"pair": "out", "pilot": "missing/"}, "missing/"),
@@ -428,6 +448,7 @@ def test_a_finished_pair_is_used_only_as_it_can_be(
     tokenizer.save_pretrained(tmp_path / "broken")
     (tmp_path / "broken" / "mistake_log.safetensors").write_bytes(b"not a log")
     write_rows(tmp_path / "other.jsonl", [{"text": "w1 w2"}])
+    (tmp_path / "numbers.csv").write_text("prompt,completion\nw1,12\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     assert_refused(run(command, *positional, **flags), capsys, named)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from copilot.data import DataCollator, prepare_dataset
 
@@ -131,6 +131,52 @@ def test_unsupervised_rows_are_dropped_with_one_warning(caplog):
 def test_unusable_data_is_named(tokenizer, raw, options, message):
     with pytest.raises(ValueError, match=message):
         prepare_dataset(raw, tokenizer, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (DatasetDict(train=Dataset.from_list([{"text": "w1"}])), "got a DatasetDict of train"),
+        ("rows.jsonl", "got a str"),
+        ([("w1", "w2")], "got a list"),
+        (None, "got a NoneType"),
+    ],
+    ids=["splits", "path", "tuples", "none"],
+)
+def test_what_holds_no_rows_is_refused(tokenizer, given, message):
+    with pytest.raises(TypeError, match=f"dataset must be a datasets.Dataset or rows, each a dictionary; {message}"):
+        prepare_dataset(given, tokenizer)
+
+
+def test_a_conversation_that_is_none_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="the column messages holds 'w1', expected lists"):
+        prepare_dataset([{"messages": "w1"}], tokenizer)
+
+
+def test_a_dataset_of_tensors_is_read_as_lists():
+    rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7], "attention_mask": [0, 1, 1]}]
+    assert list(prepare_dataset(Dataset.from_list(rows).with_format("torch"), None)) == list(
+        prepare_dataset(rows, None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ({"prompt": "w1 w2", "completion": "w3 w4"}, {}),  # <bos> w1 w2 w3 w4 <eos>
+        ({"prompt": "w1 w2 w3 w4", "completion": "w5"}, {"is_encoder_decoder": True}),
+        ({"prompt": "w1", "completion": "w2 w3 w4 w5"}, {"is_encoder_decoder": True}),
+        ({"text": "w1 w2 w3 w4"}, {}),
+        ({"input_ids": [3, 4, 5, 6, 7, 8], "labels": [3, 4, 5, 6, 7, 8]}, {}),
+    ],
+    ids=["prompt", "source", "target", "text", "tokens"],
+)
+def test_rows_that_are_cut_are_counted(tokenizer, caplog, row, options):
+    with caplog.at_level(logging.WARNING, logger="copilot.data"):
+        prepare_dataset([row] * 2, tokenizer, max_length=6, **options)
+        assert not caplog.records
+        prepare_dataset([row] * 2, tokenizer, max_length=4, **options)
+    assert [record.getMessage() for record in caplog.records] == ["Cut 2 of 2 rows to max_length, 4 tokens."]
 
 
 def test_text_without_a_tokenizer_is_refused():

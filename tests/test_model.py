@@ -42,6 +42,16 @@ def with_step(inputs: Inputs, name: str, step: int) -> Inputs:
     return replace(inputs, **{name: value})
 
 
+@both_kinds
+def test_dropout_belongs_to_training(kind):
+    rate = {"dropout_rate": 0.5} if kind == "t5" else {"attention_dropout": 0.5}
+    copilot = random_pair(kind, pilot=tiny_pilot(kind, **rate)).copilot
+    inputs = random_inputs()
+    assert torch.equal(delta_of(copilot, inputs), delta_of(copilot, inputs))
+    copilot.train()
+    assert not torch.equal(delta_of(copilot, inputs), delta_of(copilot, inputs))
+
+
 # ---- Causality ----
 
 

@@ -19,6 +19,7 @@ from builders import (
     dense_rectified,
     layer_outputs,
     onehot,
+    random_ids,
     random_pair,
     tiny_pilot,
 )
@@ -334,3 +335,43 @@ def test_a_batch_with_nothing_supervised_is_refused(kind):
     with pytest.raises(ValueError, match=r"^labels must hold at least one supervised token"):
         pair(**batch)
     assert len(pair.mistake_log) == 0
+
+
+@torch.no_grad()
+def test_position_ids_are_the_pilots_and_rows_of_several_texts_are_refused():
+    pair = random_pair()
+    batch = batch_of_rows("llama", ROWS, side="left")
+    mask = batch["attention_mask"]
+    positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1)  # as generate gives them
+    losses = [
+        pair(**batch, **given).pilot_loss for given in ({"position_ids": positions}, {"position_ids": 3 * positions})
+    ]
+    expected = pair.pilot(**batch, position_ids=3 * positions).loss
+    torch.testing.assert_close(losses[1], expected)
+    assert not torch.isclose(losses[0], losses[1])
+    packed = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    ids = random_ids(1, 6)
+    with pytest.raises(ValueError, match="position_ids must rise"):
+        pair(input_ids=ids, position_ids=packed, labels=ids)
+
+
+@torch.no_grad()
+def test_a_decoder_prefix_is_scored_as_it_is_generated_from():
+    pair = random_pair("t5")
+    ids = random_ids(2, 5)
+    options = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
+    prefix = torch.cat([torch.full((2, 1), PAD), random_ids(2, 2, seed=5)], dim=1)
+    written = pair.generate(ids, decoder_input_ids=prefix, max_new_tokens=3, min_new_tokens=3, **options)
+    labels = written.sequences[:, 1:].clone()
+    labels[:, :2] = -100
+    scored = pair(input_ids=ids, decoder_input_ids=written.sequences[:, :-1], labels=labels)
+    torch.testing.assert_close(scored.logits[:, 2:], torch.stack(written.logits, dim=1), rtol=1e-4, atol=1e-4)
+    expected = pair.pilot(input_ids=ids, decoder_input_ids=written.sequences[:, :-1], labels=labels).loss
+    torch.testing.assert_close(scored.pilot_loss, expected)
+
+
+def test_a_pairs_vocabulary_is_not_resized():
+    pair = random_pair()
+    with pytest.raises(ValueError, match="resize the Pilot's before from_pilot"):
+        pair.resize_token_embeddings(VOCAB_SIZE + 8)
+    assert pair.pilot.get_input_embeddings().weight.shape[0] == VOCAB_SIZE

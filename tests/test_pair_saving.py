@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from builders import BOTH_KINDS, FAMILIES, PAD, pair_class, random_ids, random_pair, tiny_pilot
+from builders import BOTH_KINDS, FAMILIES, PAD, batch_of, fresh_pair, pair_class, random_ids, random_pair, tiny_pilot
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from copilot import CopilotModel, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM, pair_base
+from copilot import CopilotModel, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM, calibrate, pair_base
 
 both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
 
@@ -282,3 +282,18 @@ def test_only_the_main_process_writes(tmp_path):
 def test_a_large_pilot_is_sharded(tmp_path):
     random_pair().save_pretrained(tmp_path, save_pilot=True, max_shard_size="20KB")
     assert len(list((tmp_path / "pilot").glob("model-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_a_pair_is_in_the_mode_of_its_pilot_and_calibrating_leaves_it_there(tmp_path, kind):
+    def modes(pair: torch.nn.Module) -> set[bool]:
+        return {module.training for module in pair.modules()}
+
+    fresh_pair(kind).save_pretrained(tmp_path, save_pilot=True)
+    pair = pair_class(kind).from_pretrained(tmp_path)
+    assert modes(pair) == {False}
+    assert pair(**batch_of(kind)).logits is not None
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}] * 2
+    calibrate(pair, rows, None)
+    assert modes(pair) == {False}
+    assert modes(pair_class(kind).from_pilot(tiny_pilot(kind).train(), layers=2)) == {True}

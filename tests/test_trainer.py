@@ -34,7 +34,7 @@ def make_pair(tiny_pilot):
         pair_class = PilotCopilotForSeq2SeqLM if kind == "t5" else PilotCopilotForCausalLM
         pilot = tiny_pilot(kind)
         torch.manual_seed(1)
-        return pair_class.from_pilot(pilot, layers=2, candidates=8, **config)
+        return pair_class.from_pilot(pilot, **{"layers": 2, "candidates": 8} | config)
 
     return build
 
@@ -101,13 +101,16 @@ def test_both_models_learn(make_pair, make_trainer, kind):
 
 
 def test_a_frozen_pilot_stays_and_its_copilot_learns(make_pair, make_trainer):
-    pair = make_pair()
+    pair = make_pair(candidates=None)
     pair.pilot.requires_grad_(False)
     before = copied(pair.pilot)
-    head = pair.copilot.head.weight.clone()
-    make_trainer(pair).train()
+    trainer = make_trainer(pair, eval_rows=ROWS, max_steps=20)
+    untrained = trainer.evaluate()
+    trainer.train()
+    trained = trainer.evaluate()
     assert_same(before, copied(pair.pilot))
-    assert not torch.equal(head, pair.copilot.head.weight)
+    assert trained["eval_ce"] == untrained["eval_ce"]
+    assert trained["eval_rmse"] < 0.97 * untrained["eval_rmse"]  # the mistakes are the same: they are predicted
 
 
 def test_adapters_are_all_that_moves_in_a_pilot_with_lora(make_pair, make_trainer):
@@ -269,6 +272,30 @@ def test_rows_to_evaluate_may_be_given_raw_and_by_name(make_trainer, tokenizer):
         trainer.evaluate([{"question": "w1"}])
 
 
+def test_conversations_are_evaluated_in_training(make_trainer):
+    said = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3 w4 w5"}]
+    rows = [{"messages": said}] * 4
+    options = {"assistant_only_loss": True, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    trainer = make_trainer(rows=rows, eval_rows=rows, **options)
+    trainer.train()
+    logged = [line["eval_ce"] for line in trainer.state.log_history if "eval_ce" in line]
+    assert len(logged) == 2
+    assert logged[1] == trainer.evaluate(rows)["eval_ce"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_predictions_are_log_probabilities(make_pair, make_trainer, tokenizer, kind):
+    pair = make_pair(kind)
+    trainer = make_trainer(pair, prediction_loss_only=False, per_device_eval_batch_size=8, max_steps=2)
+    trainer.train()
+    found = trainer.predict(ROWS[:5])
+    prepared = prepare_dataset(ROWS[:5], tokenizer, is_encoder_decoder=kind == "t5")
+    with torch.no_grad():
+        expected = pair.eval()(**DataCollator(0, kind == "t5")(list(prepared))).logits
+    torch.testing.assert_close(torch.from_numpy(found.predictions), expected)
+    assert found.predictions.shape == (*found.label_ids.shape, 128)
+
+
 def test_evaluation_leaves_no_trace_in_the_log(make_trainer):
     trainer = make_trainer(eval_rows=ROWS)
     trainer.train()
@@ -409,7 +436,10 @@ def test_a_damaged_checkpoint_is_one_error_and_changes_nothing(make_pair, make_t
 @pytest.mark.parametrize(
     ("foreign", "message"),
     [
-        ({"pair": {"head": "tied"}}, "its Copilot has the weights .*head"),
+        ({"pair": {"head": "tied"}}, "its Copilot has head='tied', this run's has 'own'"),
+        ({"pair": {"rectifier": "linear"}}, "its Copilot has rectifier='linear'"),
+        ({"pair": {"candidates": 4}}, "its Copilot has candidates=4, this run's has 8"),
+        ({"pair": {"layers": 3}}, "its optimizer has groups of"),
         ({"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}, "its Pilot's adapter has the weights"),
         ({"log_rounds": 5}, "capacity of the saved log is 10"),
     ],
