@@ -128,11 +128,13 @@ class DataCollator:
 def _as_dataset(rows: Dataset | Iterable[Mapping[str, Any]]) -> Dataset:
     if isinstance(rows, Dataset):
         return rows.with_format(None)
-    if not isinstance(rows, str | Mapping) and isinstance(rows, Iterable):
+    given = type(rows).__name__
+    if isinstance(rows, Mapping):
+        given += f" of {', '.join(rows)}"
+    elif isinstance(rows, Iterable):
         rows = list(rows)
         if all(isinstance(row, Mapping) for row in rows):
             return Dataset.from_list([dict(row) for row in rows])
-    given = f"{type(rows).__name__} of {', '.join(rows)}" if isinstance(rows, Mapping) else type(rows).__name__
     raise TypeError(f"dataset must be a datasets.Dataset or rows, each a dictionary; got a {given}")
 
 
