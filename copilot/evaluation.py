@@ -65,11 +65,11 @@ def complete(
     for option, expected in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
         if generation.get(option, expected) is not expected:
             raise ValueError(f"{option} is {generation[option]!r}, expected {expected}; call pair.generate")
-    whole = pair.config.is_encoder_decoder
-    rows = [
-        torch.tensor(tokenizer(prompt).input_ids if whole else prompt_tokens(prompt, tokenizer), dtype=torch.int64)
-        for prompt in prompts
+    is_encoder_decoder = pair.config.is_encoder_decoder
+    tokens = [
+        tokenizer(prompt).input_ids if is_encoder_decoder else prompt_tokens(prompt, tokenizer) for prompt in prompts
     ]
+    rows = [torch.tensor(row, dtype=torch.int64) for row in tokens]
     empty = [index for index, row in enumerate(rows) if len(row) == 0]
     if empty:
         raise ValueError(f"prompt {empty[0]} has no token: {prompts[empty[0]]!r}")
@@ -80,21 +80,18 @@ def complete(
     try:
         for start in tqdm(range(0, len(order), batch_size), desc="Generating", leave=False):
             chosen = order[start : start + batch_size]
-            ids, mask = (
-                pad_sequence(part, True, padding_value=value, padding_side="left").to(pair.device)
-                for part, value in (
-                    ([rows[index] for index in chosen], tokenizer.pad_token_id or 0),  # masked: any will do
-                    ([torch.ones_like(rows[index]) for index in chosen], 0),
-                )
-            )
+            batch = [rows[index] for index in chosen]
+            padding = tokenizer.pad_token_id or 0  # masked: any token will do
+            ids = pad_sequence(batch, batch_first=True, padding_value=padding, padding_side="left")
+            mask = pad_sequence([torch.ones_like(row) for row in batch], batch_first=True, padding_side="left")
             written = pair.generate(
-                input_ids=ids,
-                attention_mask=mask,
+                input_ids=ids.to(pair.device),
+                attention_mask=mask.to(pair.device),
                 strength=strength,
                 pad_token_id=tokenizer.pad_token_id,
                 **generation,
             )
-            if not pair.config.is_encoder_decoder:
+            if not is_encoder_decoder:
                 written = written[:, ids.shape[1] :]
             decoded = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             for index, text in zip(chosen, decoded, strict=True):
