@@ -290,8 +290,9 @@ def run(out: Path, pilot: str | None, problems: ArithmeticProblems) -> None:
     (out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
     announce(f"Done; all is in {out}. Try it, and see what the Pilot gets wrong:\n")
     question = problems.test[0].prompt.replace("\n", "\\n")
-    print(f'  printf "{question}" | tcopilot generate --pair {out}\n  tcopilot log {out}')
-    print(f"  tcopilot plot --pair {out} --dataset_name {out}/test.jsonl --out {out}/figures")
+    tcopilot = Path(sys.executable).with_name("tcopilot")
+    print(f'  printf "{question}" | {tcopilot} generate --pair {out}\n  {tcopilot} log {out}')
+    print(f"  {tcopilot} plot --pair {out} --dataset_name {out}/test.jsonl --out {out}/figures")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -134,7 +134,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         return pilot
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], save_pilot: bool = False, **kwargs: Any) -> None:
-        """Write the Copilot as a small directory that loads without its Pilot.
+        """Write the Copilot as a directory that loads without its Pilot.
 
         Args:
             save_directory: where config.json and model.safetensors go.
