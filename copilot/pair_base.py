@@ -142,6 +142,8 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
                 of one that was saved there before.
             **kwargs: passed on to `PreTrainedModel.save_pretrained`; `state_dict` is the pair's.
         """
+        if not kwargs.get("is_main_process", True):
+            return  # transformers 5.10 would write weights all the same
         state_dict = kwargs.pop("state_dict", None)
 
         def options(part: str) -> dict[str, Any]:
@@ -156,10 +158,9 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
         folder = Path(save_directory) / "pilot"
         if save_pilot:
-            of_pilot = {name: kwargs[name] for name in ("is_main_process", "max_shard_size") if name in kwargs}
+            of_pilot = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
             self.pilot.save_pretrained(folder, **of_pilot, **options("pilot"))
-            if of_pilot.get("is_main_process", True):
-                discard_other_kind(folder, self.pilot)
+            discard_other_kind(folder, self.pilot)
         elif has_adapters(self.pilot):
             logger.warning("The Pilot's adapters are not saved with its Copilot; save_pilot=True writes both.")
         self.copilot.save_pretrained(save_directory, **kwargs, **options("copilot"))
