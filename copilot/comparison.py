@@ -67,7 +67,7 @@ def compare(
         **generation: arguments of `generate`; greedy decoding unless they say otherwise.
 
     Raises:
-        ValueError: no examples, a strength out of range, or examples with neither completions nor a task.
+        ValueError: no examples, a strength out of range, or examples that do not all have completions or a task.
     """
     config = pair.config
     strength = config.strength if strength is None else strength

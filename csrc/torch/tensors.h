@@ -57,18 +57,8 @@ inline const int64_t* indices_of(const Tensor& tensor, const char* name) {
   return static_cast<const int64_t*>(tensor.const_data_ptr());
 }
 
-// On the device of another tensor. torch::stable::empty() looks its operator up by name, which takes several times as
-// long.
 inline Tensor empty(const std::vector<int64_t>& size, ScalarType dtype, const Tensor& like) {
-  std::vector<int64_t> strides(size.size(), 1);
-  for (size_t d = size.size(); d > 1; --d) strides[d - 2] = strides[d - 1] * std::max<int64_t>(1, size[d - 1]);
-  const auto number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle created;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), strides.data(),
-                                                         number, device_type, like.get_device_index(), &created));
-  return Tensor(created);
+  return torch::stable::empty(size, dtype, std::nullopt, like.device());
 }
 
 inline float* floats_of(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
