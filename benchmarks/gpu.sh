@@ -41,7 +41,7 @@ operations() {
   COPILOT_TEST_GPU=1 run_tests -m "not refuses" -k "not instruction_set" tests/test_ops_*.py tests/test_kernels_*.py
 }
 
-gpu() { run_tests -m gpu tests/test_gpu.py; }
+gpu() { run_tests -m gpu tests/test_gpu*.py; }
 
 sanitizer() {
   local tool status=0

@@ -126,6 +126,13 @@ def batch_of_rows(kind: str, rows: list[tuple[Tensor, Tensor]], side: str = "rig
     }
 
 
+def rows_of(kind: str) -> list[dict[str, list[int]]]:
+    """`ROWS` as a dataset."""
+    if kind == "t5":
+        return [{"input_ids": p.tolist(), "labels": a.tolist()} for p, a in ROWS]
+    return [{"input_ids": [*p.tolist(), *a.tolist()], "labels": [-100] * len(p) + a.tolist()} for p, a in ROWS]
+
+
 def padded(rows: list[Tensor], value: int, side: str) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builders import ROWS, VOCAB_SIZE, batch_of_rows, fresh_pair, random_pair, tiny_pilot
+from builders import ROWS, VOCAB_SIZE, batch_of_rows, fresh_pair, random_pair, rows_of, tiny_pilot
 
 from copilot.calibration import agreement, calibrate, collect, scores, supervision_of, theorem_quantities
 from copilot.data import prepare_dataset
@@ -17,12 +17,6 @@ MODES = [
     {"fusion": "logit"},
     {"feedback": "predicted"},
 ]
-
-
-def rows_of(kind: str) -> list[dict[str, list[int]]]:
-    if kind == "t5":
-        return [{"input_ids": p.tolist(), "labels": a.tolist()} for p, a in ROWS]
-    return [{"input_ids": [*p.tolist(), *a.tolist()], "labels": [-100] * len(p) + a.tolist()} for p, a in ROWS]
 
 
 def dense_distributions(pair, kind: str, strength: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
