@@ -14,6 +14,7 @@ chain gives the token's log-probability, as the kernel does.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ from kernel_rounds import (
     written_when_complete,
 )
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 
 from copilot.ops import rectify_sample, reference, reference_sampling
 
@@ -97,9 +99,14 @@ def test_rectify_sample(benchmark: Any, figures: dict[str, Any], rows: int, kind
     runs = {
         KERNEL: lambda: rectify_sample(logits, delta, STRENGTH, index=index, seed=seed, offset=offset, **DRAWS[kind]),
         EAGER: lambda: eager(logits, delta, index),
-        COMPILED: lambda: compiled(logits, delta, index),
         FLOOR: copy_of(logits.nbytes),
     }
+    try:
+        compiled(logits, delta, index)
+    except BackendCompilerFailed as error:  # as Inductor of torch 2.11 does on a GPU, at the cumulative sum of top-p
+        warnings.warn(f"Not compared with {COMPILED}: {error}", stacklevel=1)
+    else:
+        runs[COMPILED] = lambda: compiled(logits, delta, index)
     sampling = public_kernels("flashinfer.sampling")
     if sampling is not None and DRAWS[kind]["temperature"] > 0:
         flashinfer = flashinfer_chain(sampling, **DRAWS[kind])

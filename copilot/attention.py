@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.cache_utils import CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 
 class CopilotAttention(nn.Module):
@@ -29,6 +29,7 @@ class CopilotAttention(nn.Module):
                 setattr(self, name, getattr(attention, name))
         self.head_dim: int = attention.head_dim if long_names else attention.key_value_proj_dim
         self.scaling: float = attention.scaling if long_names else 1.0  # T5 folds the scale into its weights
+        self.num_key_value_groups: int = attention.num_key_value_groups if long_names else 1
         self.dropout: float = attention.attention_dropout if long_names else attention.dropout
         self.cache_index = cache_index
 
@@ -65,13 +66,14 @@ class CopilotAttention(nn.Module):
         value = self._heads(v_name, None, source)
         if cache_layers is not None:
             key, value = cache_layers[self.cache_index].update(key, value)
-        attended = F.scaled_dot_product_attention(
+        attended, _ = sdpa_attention_forward(
+            self,
             query,
             key,
             value,
-            attn_mask=attention_mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            attention_mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            is_causal=False,
         )
-        return getattr(self, o_name)(attended.transpose(1, 2).flatten(2)), None
+        return getattr(self, o_name)(attended.flatten(2)), None

@@ -50,7 +50,8 @@ def build_copilot(
         base_model_name_or_path=pilot.config._name_or_path or None,
         **config,
     )
-    copilot = CopilotModel(copilot_config).to(pilot.device)
+    with pilot.device:
+        copilot = CopilotModel(copilot_config)
     for mine, index in zip(copilot.layers, picked, strict=True):
         copy_layer(mine, available[index], index)
     stack = source.get_decoder()

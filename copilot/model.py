@@ -172,9 +172,11 @@ class CopilotModel(PreTrainedModel):
         layer = layers[index]
         return layer.max_cache_len if isinstance(layer, StaticLayer) else layer.get_seq_length() + new
 
-    def _self_mask(self, position: Tensor, layers: list[CacheLayerMixin] | None) -> Tensor:
-        """(1, 1, n, keys): a step sees itself and the steps before it."""
+    def _self_mask(self, position: Tensor, layers: list[CacheLayerMixin] | None) -> Tensor | None:
+        """(1, 1, n, keys): a step sees itself and the steps before it; None where all keys are of these."""
         keys = self._key_length(len(position), layers, 0)
+        if len(position) == 1 and layers is not None and not isinstance(layers[0], StaticLayer):
+            return None
         return (torch.arange(keys, device=position.device) <= position[:, None])[None, None]
 
     def _source_mask(
@@ -193,7 +195,7 @@ class CopilotModel(PreTrainedModel):
 def encoder_decoder_layer(
     block: Any,
     states: Tensor,
-    self_mask: Tensor,
+    self_mask: Tensor | None,
     source: Tensor,
     source_mask: Tensor,
     layers: list[CacheLayerMixin] | None,

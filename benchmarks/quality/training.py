@@ -84,6 +84,13 @@ class Optimizer:
         self.adam.zero_grad()
 
 
+def now() -> float:
+    """Seconds, after all work given to a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @dataclass
 class Stopwatch:
     """Seconds by name and step."""
@@ -92,11 +99,11 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, name: str, step: int) -> Iterator[None]:
-        started = time.perf_counter()
+        started = now()
         yield
         by_step = self.spent.setdefault(name, [])
         by_step += [0.0] * (step + 1 - len(by_step))
-        by_step[step] += time.perf_counter() - started
+        by_step[step] += now() - started
 
     def totals(self) -> dict[str, float]:
         """Of all steps at their median: what a step takes beside compiling and the machine's other work."""
