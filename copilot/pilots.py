@@ -40,6 +40,7 @@ def packaged_smollm2(folder: str | Path) -> str:
     source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # which transformers 5.17, for one, misreads from the file
     # The weights are plain float32 by now, but a model loaded from GGUF refuses to be saved: hand them to a plain one.
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     model = type(loaded)(config)
