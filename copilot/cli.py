@@ -188,11 +188,16 @@ def tokenizer_of_pair(pair: str, pilot: str | None = None) -> PreTrainedTokenize
     named = None
     with suppress(OSError, ValueError):
         named = AutoConfig.from_pretrained(pair).base_model_name_or_path
-    places = [place for place in (pair, pilot, named) if place]
-    for place in places:
-        with suppress(OSError, ValueError):
-            return load_tokenizer(place)
-    raise ValueError(f"no tokenizer in {', '.join(places)}: save the Pilot's, tokenizer.save_pretrained({pair!r})")
+    failed = []
+    for place in (pair, pilot, named):
+        if place:
+            try:
+                return load_tokenizer(place)
+            except (OSError, ValueError) as error:
+                failed.append(f"{place} ({str(error).partition(chr(10))[0]})")
+    raise ValueError(
+        f"no tokenizer in {', nor in '.join(failed)}; save the Pilot's with tokenizer.save_pretrained({pair!r})"
+    )
 
 
 def load_pair(chosen: PairArguments) -> tuple[PilotCopilotModel, PreTrainedTokenizerBase]:
