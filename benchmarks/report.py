@@ -154,7 +154,10 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "overview": overview,
     "theorem": partial(theorem, name="lastfm", about="--data LastFM.txt"),
     **{name: partial(quality, name=name, about="--data LastFM.txt") for name in ("lastfm", "ablation_lastfm")},
-    **{name: partial(quality, name=name, about="--data DATA") for name in ("equations", "ablation_equations")},
+    **{
+        name: partial(quality, name=name, about="--data DATA")
+        for name in ("equations", "transfer_equations", "ablation_equations")
+    },
     **{
         name: partial(quality, name=name, about="--data DATA --pilot PILOT")
         for name in ("mawps", "openbookqa", "boolq", "gsm8k", "ablation")
