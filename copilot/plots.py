@@ -79,7 +79,9 @@ def _draw_sizes(axes: Any, sizes: NDArray[np.float64], unit: str, logarithmic: b
             axes.axvline(at, color=RIGHT, linewidth=1)
             box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1}
             where = {"xy": (at, height), "xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-            axes.annotate(f"{name} {at:.2g}{unit}", **where, xytext=(5, 0), color=RIGHT, va="top", bbox=box)
+            place = (axes.transData + axes.transAxes.inverted()).transform((at, 0))[0]
+            where |= {"xytext": (5, 0), "ha": "left"} if place < 0.7 else {"xytext": (-5, 0), "ha": "right"}
+            axes.annotate(f"{name} {at:.2g}{unit}", **where, color=RIGHT, va="top", bbox=box)
 
 
 def draw_step(step: Step) -> Figure:
@@ -144,7 +146,7 @@ def _apart(values: list[float], distance: float) -> list[float]:
 
 
 def draw_reliability(before: Reliability, after: Reliability) -> Figure:
-    """Confidence against accuracy of the Pilot and of the pair, over a histogram of the confidences."""
+    """Confidence against accuracy of the Pilot and of the pair, with 95 % intervals (Wilson), over their histogram."""
     figure = Figure(figsize=(5.2, 6.4), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(4, 1))
     axes = _axes(figure, grid[0], "accuracy", "", "Reliability of the most likely token")
@@ -158,11 +160,20 @@ def draw_reliability(before: Reliability, after: Reliability) -> Figure:
         label = f"{name}: ECE {100 * found.error:.1f} %"
         points = found.confidence[full].tolist(), found.accuracy[full].tolist()
         axes.plot(*points, "o-", color=colour, markersize=4, label=label)
+        axes.vlines(points[0], *_wilson(found.accuracy[full].numpy(), found.count[full].numpy()), colour, alpha=0.4)
         counts.bar(edges + (0.28 + 0.44 * place) * width, found.count.tolist(), 0.42 * width, color=colour, alpha=0.35)
-    axes.legend(frameon=False, loc="upper left", labelcolor="linecolor")
+    axes.legend(frameon=False, loc="lower right", labelcolor="linecolor")
     counts.set_xlim(0, 1)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     return figure
+
+
+def _wilson(rate: NDArray[np.float64], count: NDArray[np.int64], z: float = 1.96) -> tuple[Any, Any]:
+    """95 % intervals of rates among `count` trials (Wilson, 1927): their lower and their upper ends."""
+    middle = rate + z**2 / (2 * count)
+    reach = z * np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    shrink = 1 + z**2 / count
+    return (middle - reach) / shrink, (middle + reach) / shrink
 
 
 def _axes(figure: Figure, place: Any, y: str = "", x: str = "", title: str = "") -> Any:

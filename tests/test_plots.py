@@ -358,6 +358,12 @@ def test_the_reliability_diagram_shows_full_bins_their_counts_and_the_calibratio
     points = [line.get_xydata().tolist() for line in axes.lines[1:]]
     assert points == [[pytest.approx([0.3, 0.5])], [pytest.approx([0.4, 0.0]), pytest.approx([0.8, 1.0])]]
     assert [bar.get_height() for bar in counts.patches] == [4, 0, 1, 3]
+    ends = [[segment[:, 1].tolist() for segment in lines.get_segments()] for lines in axes.collections]
+    # Wilson's intervals of 2 in 4, of 0 in 1 and of 3 in 3, from a table.
+    assert ends == [
+        [pytest.approx([0.150, 0.850], abs=5e-4)],
+        [pytest.approx(e, abs=5e-4) for e in ([0, 0.793], [0.438, 1])],
+    ]
 
 
 def test_figures_are_written_as_png_files_with_dollars_in_tokens_too(tmp_path):
