@@ -80,7 +80,7 @@ def test_a_fresh_copilot_in_bfloat16_changes_nothing(kind: str) -> None:
 @pytest.fixture
 def train(tiny_pilot: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Any) -> Callable[..., CopilotTrainer]:
     def run(
-        kind: str, device: str, *, resume: bool = False, peft_config: LoraConfig | None = None, **options: Any
+        kind: str, device: str, *, resume: str | None = None, peft_config: LoraConfig | None = None, **options: Any
     ) -> CopilotTrainer:
         torch.manual_seed(1)
         pair = type(fresh_pair(kind)).from_pilot(tiny_pilot(kind), layers=2, candidates=8)
