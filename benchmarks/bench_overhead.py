@@ -3,7 +3,7 @@
     python -m pytest benchmarks/bench_overhead.py --benchmark-only --results benchmarks/results/cpu
 
 The Pilot is PILOT of the environment (a folder or a hub id), else SmolLM2-135M from its Python package; the data are
-random. About four minutes on two cores. Without --results the figures are in pytest-benchmark's extra_info only.
+random. Some five minutes on two cores. Without --results the figures are in pytest-benchmark's extra_info only.
 
 A round runs every variant once in turn, and a ratio is taken within its round: whatever slows the machine down for a
 while slows all of them down. Beside each ratio stands its floor, the same ratio of the work that cannot be avoided;

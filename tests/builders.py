@@ -97,6 +97,14 @@ def random_ids(*shape: int, seed: int = 3) -> Tensor:
     return torch.randint(FIRST_WORD, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def prompts(padding: int = 3) -> dict[str, Tensor]:
+    """Two prompts of 6 tokens; the first is left-padded."""
+    ids = random_ids(2, 6)
+    mask = torch.ones_like(ids)
+    mask[0, :padding] = 0
+    return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
+
+
 def batch_of(kind: str, *, prompt: int = 5, answer: int = 6, rows: int = 2, seed: int = 3) -> dict[str, Tensor]:
     """A supervised batch without padding: for a decoder-only Pilot the labels of the prompt are -100."""
     prompts, answers = random_ids(rows, prompt, seed=seed), random_ids(rows, answer, seed=seed + 1)
@@ -131,6 +139,13 @@ def rows_of(kind: str) -> list[dict[str, list[int]]]:
     if kind == "t5":
         return [{"input_ids": p.tolist(), "labels": a.tolist()} for p, a in ROWS]
     return [{"input_ids": [*p.tolist(), *a.tolist()], "labels": [-100] * len(p) + a.tolist()} for p, a in ROWS]
+
+
+# Fourteen prompts with completions of one to four words of the tokenizer fixture.
+TEXT_ROWS = [
+    {"prompt": f"w{i} w{i + 1}", "completion": " ".join(f"w{3 * j % 100}" for j in range(i, i + 1 + i % 4))}
+    for i in range(14)
+]
 
 
 def padded(rows: list[Tensor], value: int, side: str) -> Tensor:

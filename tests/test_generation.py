@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import BOTH_KINDS, EOS, FAMILIES, PAD, VOCAB_SIZE, fresh_pair, random_ids, random_pair
+from builders import BOTH_KINDS, EOS, FAMILIES, PAD, VOCAB_SIZE, fresh_pair, prompts, random_ids, random_pair
 from torch import Tensor
 from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
@@ -24,14 +24,6 @@ DECODINGS: dict[str, dict[str, Any]] = {
     "sampled beams": {"do_sample": True, "num_beams": 2, "num_return_sequences": 2},
 }
 decodings = pytest.mark.parametrize("decoding", DECODINGS)
-
-
-def prompts(padding: int = 3) -> dict[str, Tensor]:
-    """Two prompts of 6 tokens; the first is left-padded."""
-    ids = random_ids(2, 6)
-    mask = torch.ones_like(ids)
-    mask[0, :padding] = 0
-    return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
 
 
 def decode(model: torch.nn.Module, inputs: dict[str, Tensor], decoding: str, **options: Any) -> Tensor:

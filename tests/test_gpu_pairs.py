@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import BOTH_KINDS, EOS, PAD, fresh_pair, random_ids, random_pair, randomize, rows_of
+from builders import BOTH_KINDS, EOS, TEXT_ROWS, fresh_pair, prompts, random_pair, randomize, rows_of
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast
 
@@ -20,19 +20,11 @@ from copilot.ops import extension
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not extension.CUDA, reason="no kernels for CUDA")]
 both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
 
-ROWS = [
-    {"prompt": f"w{i} w{i + 1}", "completion": " ".join(f"w{3 * j % 100}" for j in range(i, i + 1 + i % 4))}
-    for i in range(14)
-]
 STEPS = 6
 
 
-def prompts(device: str) -> dict[str, Any]:
-    """Two prompts of 6 tokens; the first is left-padded."""
-    ids = random_ids(2, 6)
-    mask = torch.ones_like(ids)
-    mask[0, :3] = 0
-    return {"input_ids": ids.masked_fill(mask == 0, PAD).to(device), "attention_mask": mask.to(device)}
+def prompts_on(device: str) -> dict[str, Any]:
+    return {name: tensor.to(device) for name, tensor in prompts().items()}
 
 
 # ---- Decoding ----
@@ -45,8 +37,8 @@ def test_the_gpu_decodes_what_the_cpu_decodes(kind: str, mode: dict[str, Any], o
     pair = random_pair(kind, **mode)
     pair.config.strength = 0.6
     how = {"do_sample": False, "max_new_tokens": 12, "return_dict_in_generate": True, "output_scores": True} | options
-    expected = pair.generate(**prompts("cpu"), **how)
-    actual = pair.to("cuda").generate(**prompts("cuda"), **how)
+    expected = pair.generate(**prompts_on("cpu"), **how)
+    actual = pair.to("cuda").generate(**prompts_on("cuda"), **how)
     assert torch.equal(actual.sequences.cpu(), expected.sequences)
     for step, (scores, of_cpu) in enumerate(zip(actual.scores, expected.scores, strict=True)):
         torch.testing.assert_close(scores.exp().cpu(), of_cpu.exp(), rtol=1e-4, atol=1e-6, msg=f"step {step}")
@@ -59,7 +51,7 @@ def test_strength_zero_is_the_pilots_own_generation(kind: str) -> None:
         written = []
         for model, strength in ((pair, {"strength": 0}), (pair.pilot, {})):
             torch.manual_seed(11)
-            written.append(model.generate(**prompts("cuda"), max_new_tokens=12, **options, **strength))
+            written.append(model.generate(**prompts_on("cuda"), max_new_tokens=12, **options, **strength))
         assert torch.equal(*written)
 
 
@@ -68,7 +60,7 @@ def test_a_fresh_copilot_in_bfloat16_changes_nothing(kind: str) -> None:
     pair = fresh_pair(kind).to("cuda", torch.bfloat16)
     pair.config.strength = 1.0
     written = [
-        model.generate(**prompts("cuda"), do_sample=False, max_new_tokens=12, eos_token_id=EOS)
+        model.generate(**prompts_on("cuda"), do_sample=False, max_new_tokens=12, eos_token_id=EOS)
         for model in (pair, pair.pilot)
     ]
     assert torch.equal(*written)
@@ -99,7 +91,7 @@ def train(tiny_pilot: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Any) ->
         }
         arguments = CopilotTrainingArguments(str(tmp_path / "out"), **settings | options)
         trainer = CopilotTrainer(
-            model=pair, args=arguments, train_dataset=ROWS, processing_class=tokenizer, peft_config=peft_config
+            model=pair, args=arguments, train_dataset=TEXT_ROWS, processing_class=tokenizer, peft_config=peft_config
         )
         trainer.train(resume_from_checkpoint=resume)
         assert pair.device.type == device

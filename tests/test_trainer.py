@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import TEXT_ROWS
 from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 
@@ -17,10 +18,6 @@ from copilot import trainer as trainer_module
 from copilot.data import DataCollator, prepare_dataset
 from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
 
-ROWS = [
-    {"prompt": f"w{i} w{i + 1}", "completion": " ".join(f"w{3 * j % 100}" for j in range(i, i + 1 + i % 4))}
-    for i in range(14)
-]
 # The name since transformers 5.23, and the one before.
 CHECKPOINTING = "activation_checkpointing"
 if not hasattr(CopilotTrainingArguments, CHECKPOINTING):
@@ -41,7 +38,9 @@ def make_pair(tiny_pilot):
 
 @pytest.fixture
 def make_trainer(make_pair, tokenizer, tmp_path):
-    def build(pair=None, rows=ROWS, eval_rows=None, peft_config=None, output="out", **options: Any) -> CopilotTrainer:
+    def build(
+        pair=None, rows=TEXT_ROWS, eval_rows=None, peft_config=None, output="out", **options: Any
+    ) -> CopilotTrainer:
         defaults = {
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 2,
@@ -92,7 +91,7 @@ def assert_same(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tenso
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_both_models_learn(make_pair, make_trainer, kind):
-    trainer = make_trainer(make_pair(kind), eval_rows=ROWS, num_train_epochs=12, max_steps=-1)
+    trainer = make_trainer(make_pair(kind), eval_rows=TEXT_ROWS, num_train_epochs=12, max_steps=-1)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
@@ -104,7 +103,7 @@ def test_a_frozen_pilot_stays_and_its_copilot_learns(make_pair, make_trainer):
     pair = make_pair(candidates=None)
     pair.pilot.requires_grad_(False)
     before = copied(pair.pilot)
-    trainer = make_trainer(pair, eval_rows=ROWS, max_steps=20)
+    trainer = make_trainer(pair, eval_rows=TEXT_ROWS, max_steps=20)
     untrained = trainer.evaluate()
     trainer.train()
     trained = trainer.evaluate()
@@ -129,7 +128,7 @@ def test_the_pilots_accumulated_gradient_is_that_of_one_large_batch(make_pair, m
     for batch_size, steps in ((4, 1), (2, 2), (1, 4)):
         pair = make_pair()
         options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps}
-        trainer = make_trainer(pair, rows=ROWS[:4], max_steps=1, max_grad_norm=0.0, **options)
+        trainer = make_trainer(pair, rows=TEXT_ROWS[:4], max_steps=1, max_grad_norm=0.0, **options)
         gradients.append({})
         trainer.add_callback(KeepGradients(pair.pilot, gradients[-1]))
         trainer.train()
@@ -144,7 +143,7 @@ def test_the_copilots_loss_is_averaged_over_the_accumulation_steps(make_pair, ma
     for steps in (1, 4):
         pair = make_pair()
         options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
-        trainer = make_trainer(pair, rows=[ROWS[3]] * steps, max_steps=1, max_grad_norm=0.0, **options)
+        trainer = make_trainer(pair, rows=[TEXT_ROWS[3]] * steps, max_steps=1, max_grad_norm=0.0, **options)
         gradients.append({})
         trainer.add_callback(KeepGradients(pair.copilot, gradients[-1]))
         trainer.train()
@@ -246,11 +245,13 @@ def test_a_log_line_has_both_losses_and_both_learning_rates(make_trainer):
 
 def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenizer):
     pair = make_pair()
-    trainer = make_trainer(pair, eval_rows={"some": ROWS[:5], "others": ROWS[5:]}, per_device_eval_batch_size=2)
+    trainer = make_trainer(
+        pair, eval_rows={"some": TEXT_ROWS[:5], "others": TEXT_ROWS[5:]}, per_device_eval_batch_size=2
+    )
     trainer.train()
     metrics = trainer.evaluate()
     pair.eval()
-    for name, rows in (("some", ROWS[:5]), ("others", ROWS[5:])):
+    for name, rows in (("some", TEXT_ROWS[:5]), ("others", TEXT_ROWS[5:])):
         whole = DataCollator(0)(list(prepare_dataset(rows, tokenizer)))
         with torch.no_grad():
             output = pair(**whole)
@@ -260,14 +261,14 @@ def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenize
 
 
 def test_rows_to_evaluate_may_be_given_raw_and_by_name(make_trainer, tokenizer):
-    trainer = make_trainer(eval_rows=ROWS[:5], max_steps=1)
+    trainer = make_trainer(eval_rows=TEXT_ROWS[:5], max_steps=1)
     expected = trainer.evaluate()
-    given = {"raw": ROWS[:5], "prepared": prepare_dataset(ROWS[:5], tokenizer)}
+    given = {"raw": TEXT_ROWS[:5], "prepared": prepare_dataset(TEXT_ROWS[:5], tokenizer)}
     found = trainer.evaluate(given)
     for name in given:
         assert found[f"eval_{name}_ce"] == expected["eval_ce"]
         assert found[f"eval_{name}_rmse"] == expected["eval_rmse"]
-    assert trainer.predict(ROWS[:5]).metrics["test_ce"] == expected["eval_ce"]
+    assert trainer.predict(TEXT_ROWS[:5]).metrics["test_ce"] == expected["eval_ce"]
     with pytest.raises(ValueError, match="columns"):
         trainer.evaluate([{"question": "w1"}])
 
@@ -288,8 +289,8 @@ def test_predictions_are_log_probabilities(make_pair, make_trainer, tokenizer, k
     pair = make_pair(kind)
     trainer = make_trainer(pair, prediction_loss_only=False, per_device_eval_batch_size=8, max_steps=2)
     trainer.train()
-    found = trainer.predict(ROWS[:5])
-    prepared = prepare_dataset(ROWS[:5], tokenizer, is_encoder_decoder=kind == "t5")
+    found = trainer.predict(TEXT_ROWS[:5])
+    prepared = prepare_dataset(TEXT_ROWS[:5], tokenizer, is_encoder_decoder=kind == "t5")
     with torch.no_grad():
         expected = pair.eval()(**DataCollator(0, kind == "t5")(list(prepared))).logits
     torch.testing.assert_close(torch.from_numpy(found.predictions), expected)
@@ -297,7 +298,7 @@ def test_predictions_are_log_probabilities(make_pair, make_trainer, tokenizer, k
 
 
 def test_evaluation_leaves_no_trace_in_the_log(make_trainer):
-    trainer = make_trainer(eval_rows=ROWS)
+    trainer = make_trainer(eval_rows=TEXT_ROWS)
     trainer.train()
     seen, generator = trainer.model.mistake_log.rounds_seen, trainer.model.mistake_log.generator.get_state()
     trainer.evaluate()
@@ -379,7 +380,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(make_pair, make_trainer):
     pair = make_pair()
     trainer = make_trainer(
         pair,
-        eval_rows=ROWS,
+        eval_rows=TEXT_ROWS,
         max_steps=2,
         learning_rate=100.0,  # the second step can only be worse
         lr_scheduler_type="constant",
@@ -494,8 +495,8 @@ def test_a_model_without_adapters_takes_the_place_of_the_adapters_saved_before(m
 @pytest.mark.parametrize(
     ("rows", "options", "warns"),
     [
-        (ROWS, {}, False),
-        (ROWS, {"completion_only_loss": False}, True),
+        (TEXT_ROWS, {}, False),
+        (TEXT_ROWS, {"completion_only_loss": False}, True),
         ([{"text": "w1 w2 w3"}], {}, True),
         ([{"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]}], {}, True),
     ],
