@@ -43,9 +43,11 @@ PAIRS = {
 BATCH, LENGTH, SUPERVISED = 16, 64, 20  # of a training step
 KEPT = SUPERVISED + 1  # positions with logits: those that predict a supervised token, and the last one
 BATCHES, PROMPT, NEW_TOKENS = (1, 16), 64, 24  # of decoding
+COMPILED, COMPILED_TOKENS = [PILOT, "6 layers, 32 candidates"], 96  # of decoding with a static cache, compiled
 SETTINGS = {
     "training": f"LoRA r=32, AdamW, bfloat16 autocast, {BATCH} x {LENGTH} tokens, {SUPERVISED} supervised in each",
-    "decoding": f"greedy, bfloat16 weights, prompts of {PROMPT} tokens, {NEW_TOKENS} new ones",
+    "decoding": f"greedy, bfloat16 weights, prompts of {PROMPT} tokens, {NEW_TOKENS} new ones, "
+    f"compiled {COMPILED_TOKENS}",
 }
 
 # Rounds of one benchmark: as many as its seconds allow, by its second warm-up round, within these bounds.
@@ -108,7 +110,7 @@ def figures(write_results: Callable[[str, dict[str, Any]], None]) -> Iterator[di
     """What the benchmarks found, by case; written down when all of them have succeeded."""
     found: dict[str, Any] = {"settings": SETTINGS, "cases": {}}
     yield found
-    if len(found["cases"]) == 1 + 2 * len(BATCHES):
+    if len(found["cases"]) == 1 + 2 * len(BATCHES) + (DEVICE.type == "cuda"):
         write_results("overhead", found)
 
 
@@ -279,40 +281,45 @@ class StepTimes(BaseStreamer):
         pass
 
 
-def decode(model: Any, prompts: Tensor) -> dict[str, float]:
+def decode(model: Any, prompts: Tensor, tokens: int = NEW_TOKENS, **options: Any) -> dict[str, float]:
     """Seconds from the prompt to the first token, and of each token after it."""
     clock = StepTimes()
     model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         do_sample=False,
-        min_new_tokens=NEW_TOKENS,
-        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
         pad_token_id=0,
         streamer=clock,
+        **options,
     )
     start, first, *_, last = clock.times
-    return {"prompt": first - start, "token": (last - first) / (NEW_TOKENS - 1)}
+    return {"prompt": first - start, "token": (last - first) / (tokens - 1)}
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-def test_decoding(benchmark: Any, figures: dict[str, Any], pilot_name: str, batch: int) -> None:
-    """Greedy `generate` with a dynamic cache. A fresh Copilot costs what a trained one does."""
-    pilot, pairs = load_pairs(pilot_name, torch.bfloat16)
-    figures["pilot"] = describe(pilot)
-    prompts = random_ids(pilot, batch, PROMPT)
+def decoding_runs(
+    pilot: PreTrainedModel, pairs: dict[int | str, PilotCopilotForCausalLM], prompts: Tensor, **options: Any
+) -> dict[str, Run]:
+    """Of every variant; a fresh Copilot costs what a trained one does."""
 
     def pair_run(pair: PilotCopilotForCausalLM, candidates: int | None) -> Run:
         def run() -> dict[str, float]:
             pair.config.candidates = candidates
-            return decode(pair, prompts)
+            return decode(pair, prompts, **options)
 
         return run
 
-    runs: dict[str, Run] = {PILOT: lambda: decode(pilot, prompts)}
-    runs |= {name: pair_run(pairs[layers].eval(), k) for name, (layers, k) in PAIRS.items()}
+    runs: dict[str, Run] = {PILOT: lambda: decode(pilot, prompts, **options)}
+    return runs | {name: pair_run(pairs[layers].eval(), k) for name, (layers, k) in PAIRS.items()}
 
-    seconds = interleave(benchmark, runs)
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_decoding(benchmark: Any, figures: dict[str, Any], pilot_name: str, batch: int) -> None:
+    """Greedy `generate` with a dynamic cache."""
+    pilot, pairs = load_pairs(pilot_name, torch.bfloat16)
+    figures["pilot"] = describe(pilot)
+    seconds = interleave(benchmark, decoding_runs(pilot, pairs, random_ids(pilot, batch, PROMPT)))
     unit = "bytes of parameters"
     cases = {
         f"prompt, batch {batch}": summarise(seconds["prompt"]),
@@ -320,3 +327,15 @@ def test_decoding(benchmark: Any, figures: dict[str, Any], pilot_name: str, batc
     }
     benchmark.extra_info.update(cases)
     figures["cases"] |= cases
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="transformers compiles on a GPU alone")
+def test_compiled_decoding(benchmark: Any, figures: dict[str, Any], pilot_name: str) -> None:
+    """Greedy `generate` with a static cache: each token after the first is one CUDA graph."""
+    pilot, pairs = load_pairs(pilot_name, torch.bfloat16)
+    options = {"tokens": COMPILED_TOKENS, "cache_implementation": "static"}
+    every = decoding_runs(pilot, pairs, random_ids(pilot, 1, PROMPT), **options)
+    seconds = interleave(benchmark, {name: every[name] for name in COMPILED})
+    case = summarise(seconds["token"], "bytes of parameters", decoding_bytes(pilot, pairs, 1))
+    benchmark.extra_info["compiled token, batch 1"] = case
+    figures["cases"]["compiled token, batch 1"] = case

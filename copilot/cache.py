@@ -18,22 +18,44 @@ class CopilotCache(Cache):
         pilot: the Pilot's own cache, of any kind.
         attentions: how many attention modules the Copilot has.
         max_length: capacity in tokens of a static Copilot cache; None grows as needed.
+        device: of a static Copilot cache.
 
     Attributes:
-        steps: how many tokens the Copilot has corrected so far.
+        steps: how many tokens the Copilot has corrected so far; () int64 in a static cache.
         context_mask: (B, S_x) bool, which positions of X~ are real; set by the first step.
-        feedback: the tensors of the last step that the next one reads.
+        feedback: the tensors of the last step that the next one reads; empty before the first.
     """
 
-    def __init__(self, pilot: Cache, attentions: int, max_length: int | None = None):
+    def __init__(
+        self,
+        pilot: Cache,
+        attentions: int,
+        max_length: int | None = None,
+        device: torch.device | str | None = None,
+    ):
         self.pilot = pilot
         layers: list[CacheLayerMixin] = [
             DynamicLayer() if max_length is None else StaticLayer(max_length) for _ in range(attentions)
         ]
         super().__init__(layers=layers)
-        self.steps = 0
+        self.steps: int | Tensor = 0
+        if max_length is not None:
+            self.steps = torch.zeros((), dtype=torch.int64, device=device)
+            torch._dynamo.mark_static_address(self.steps)
         self.context_mask: Tensor | None = None
         self.feedback: dict[str, Tensor] = {}
+
+    def remember(self, feedback: dict[str, Tensor]) -> None:
+        """Keep what the next step reads; in a static cache in the same tensors, where compiled steps find it."""
+        if not self.is_compileable:
+            self.feedback = feedback
+        elif self.feedback:
+            for name, value in feedback.items():
+                self.feedback[name].copy_(value)
+        else:
+            self.feedback = feedback
+            for value in feedback.values():
+                torch._dynamo.mark_static_address(value)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.pilot.get_seq_length(layer_idx)
@@ -46,7 +68,7 @@ class CopilotCache(Cache):
 
     @property
     def is_compileable(self) -> bool:
-        return False
+        return self.pilot.is_compileable and all(layer.is_compileable for layer in self.layers)
 
     @property
     def is_croppable(self) -> bool:
@@ -63,7 +85,7 @@ class CopilotCache(Cache):
     def reset(self) -> None:
         super().reset()
         self.pilot.reset()
-        self.steps = 0
+        self.steps *= 0  # in place where it is a tensor
         self.context_mask = None
         self.feedback = {}
 

@@ -16,7 +16,7 @@ from copilot.model import CopilotModel
 from copilot.ops import mistake_cross_entropy, pool_layers, rectify
 from copilot.ops.rectify import check_strength
 from copilot.ops.reference import predicted_mistake
-from copilot.tap import Tapped
+from copilot.tap import PilotTap, Tapped
 
 REFUSED = {
     "prefill_chunk_size": "the Copilot's first step needs the whole prompt in one forward",
@@ -36,6 +36,7 @@ class RectifiedGeneration(GenerationMixin):
     pilot: PreTrainedModel
     copilot: CopilotModel
     config: CopilotConfig
+    tap: PilotTap
 
     def pilot_tables(self) -> tuple[Tensor, Tensor] | None:
         """The Pilot's embeddings for tied maps, without gradient; None when nothing is tied."""
@@ -107,7 +108,7 @@ class RectifiedGeneration(GenerationMixin):
         value = -top_prob
         if config.feedback == "predicted":
             value, _ = predicted_mistake(top_prob, mistakes.rest_mass, delta, config.rectifier)
-        cache.feedback = {"value": value} if top_index is None else {"index": top_index, "value": value}
+        cache.remember({"value": value} if top_index is None else {"index": top_index, "value": value})
         return self._rectify(logits, delta, top_index, strength)
 
     def generate(self, *args: Any, strength: float | None = None, **kwargs: Any) -> Any:
@@ -126,7 +127,8 @@ class RectifiedGeneration(GenerationMixin):
                 (use_cache=False, chunked prefill, assisted and prompt-lookup decoding, a used cache).
         """
         refuse(kwargs)
-        return super().generate(*args, strength=self._resolve_strength(strength), **kwargs)
+        with self.tap.hooks():
+            return super().generate(*args, strength=self._resolve_strength(strength), **kwargs)
 
     def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """GenerationMixin's: the first place where arguments and every default are together, so the place to refuse."""
@@ -164,7 +166,8 @@ class RectifiedGeneration(GenerationMixin):
             max_length = max_cache_length + 1
             if self.config.is_encoder_decoder:
                 max_length += model_kwargs["encoder_outputs"][0].shape[1]
-        model_kwargs["past_key_values"] = CopilotCache(cache, self.copilot.attention_count(), max_length)
+        attentions = self.copilot.attention_count()
+        model_kwargs["past_key_values"] = CopilotCache(cache, attentions, max_length, self.copilot.device)
 
     def prepare_inputs_for_generation(
         self,
@@ -203,6 +206,6 @@ def check_step(cache: Cache | None, new_tokens: int) -> CopilotCache:
             "forward without labels needs past_key_values (a CopilotCache, as generate makes it): which tokens the "
             "Copilot corrects is not known otherwise. Pass labels to score a text, or strength=0 for the Pilot alone"
         )
-    if cache.steps > 0 and new_tokens != 1:
+    if cache.feedback and new_tokens != 1:
         raise ValueError(f"after the prompt a pair takes one token at a time; got {new_tokens}")
     return cache

@@ -82,7 +82,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
                 use_cache=True,
                 logits_to_keep=1,
             )
-        context = tapped.embedding if cache.steps == 0 else None
+        context = None if cache.feedback else tapped.embedding
         logits = self._corrected_step(outputs.logits[:, -1], tapped, tokens, context, cache, strength)
         return PairOutput(logits=logits[:, None], past_key_values=cache)
 
@@ -181,7 +181,7 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
         cache = check_step(past_key_values, decoder_input_ids.shape[1])
         with self.tap(tail=1) as tapped:
             outputs = self.pilot(**inputs, **decoder_inputs, past_key_values=cache.pilot, use_cache=True)
-        context = encoder_outputs[0] if cache.steps == 0 else None
+        context = None if cache.feedback else encoder_outputs[0]
         logits = self._corrected_step(outputs.logits[:, -1], tapped, decoder_input_ids, context, cache, strength)
         return PairOutput(logits=logits[:, None], past_key_values=cache)
 

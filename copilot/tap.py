@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
 from copilot.config import DECODER_ONLY, ENCODER_DECODER, UnsupportedArchitectureError
@@ -21,10 +22,12 @@ class Tapped:
     Attributes:
         embedding: (B, S, d) the input of the first decoder layer; for a decoder-only Pilot this is X~.
         hidden: per tapped layer (B, S or `tail`, d), its output before any final norm.
+        tail: how many of the last positions are kept; None keeps all.
     """
 
     embedding: Tensor | None = None
     hidden: list[Tensor] = field(default_factory=list)
+    tail: int | None = None
 
 
 def text_config(pilot: PreTrainedModel) -> PretrainedConfig:
@@ -57,6 +60,40 @@ class PilotTap:
         self.first = layers[0]
         parts = {"first_half": layers[: max(half, 1)], "second_half": layers[half:], "last": layers[-1:]}
         self.layers = parts.get(context_layers, layers)
+        self.hooked = 0  # how many contexts need the hooks
+        self.handles: list[RemovableHandle] = []
+        self.tapped: dict[int, Tapped] = {}  # by thread: hooks see the forwards of all
+
+    def _take_embedding(self, _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        tapped = self.tapped.get(_thread())
+        if tapped is not None:
+            tapped.embedding = (args[0] if args else kwargs["hidden_states"]).detach()
+
+    def _take_hidden(self, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        tapped = self.tapped.get(_thread())
+        if tapped is None:
+            return
+        hidden = (output[0] if isinstance(output, tuple) else output).detach()
+        if tapped.tail is not None and tapped.tail < hidden.shape[1]:
+            hidden = hidden[:, -tapped.tail :].clone()  # a view would keep the whole tensor alive
+        tapped.hidden.append(hidden)
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Keep the hooks in place. A compiled forward cannot put them there, and finds the same in each generation."""
+        with _REGISTERING:
+            if self.hooked == 0:
+                self.handles = [self.first.register_forward_pre_hook(self._take_embedding, with_kwargs=True)]
+                self.handles += [layer.register_forward_hook(self._take_hidden) for layer in self.layers]
+            self.hooked += 1
+        try:
+            yield
+        finally:
+            with _REGISTERING:
+                self.hooked -= 1
+                if self.hooked == 0:
+                    for handle in self.handles:
+                        handle.remove()
 
     @contextmanager
     def __call__(self, tail: int | None = None) -> Iterator[Tapped]:
@@ -68,33 +105,26 @@ class PilotTap:
         Raises:
             RuntimeError: the layers ran without their hooks.
         """
-        tapped = Tapped()
-        thread = threading.get_ident()  # hooks see the forwards of other threads, too
-
-        def take_embedding(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            if threading.get_ident() == thread:
-                tapped.embedding = (args[0] if args else kwargs["hidden_states"]).detach()
-
-        def take_hidden(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            if threading.get_ident() != thread:
-                return
-            hidden = (output[0] if isinstance(output, tuple) else output).detach()
-            if tail is not None and tail < hidden.shape[1]:
-                hidden = hidden[:, -tail:].clone()  # a view would keep the whole tensor alive
-            tapped.hidden.append(hidden)
-
-        handles = [self.first.register_forward_pre_hook(take_embedding, with_kwargs=True)]
-        handles += [layer.register_forward_hook(take_hidden) for layer in self.layers]
-        try:
-            yield tapped
-        finally:
-            for handle in handles:
-                handle.remove()
+        tapped, thread = Tapped(tail=tail), _thread()
+        in_place = torch.compiler.is_compiling() and self.hooked > 0
+        with nullcontext() if in_place else self.hooks():
+            self.tapped[thread] = tapped
+            try:
+                yield tapped
+            finally:
+                del self.tapped[thread]
         if len(tapped.hidden) < len(self.layers):
             raise RuntimeError(
                 "the Pilot's layers ran without their hooks, as in a Pilot that was compiled as a whole and has run "
                 "alone; compile its layers one by one"
             )
+
+
+_REGISTERING = threading.Lock()
+
+
+def _thread() -> int:
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 @contextmanager

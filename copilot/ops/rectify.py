@@ -23,7 +23,7 @@ def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
 def check_strength(strength: float, rectifier: str, fusion: str) -> None:
     """Raise ValueError unless lambda keeps p~ a distribution: [0, 1] for the simplex mixture, else any >= 0."""
     mixture = rectifier == "simplex" and fusion == "probability"
-    if not math.isfinite(strength) or strength < 0 or (mixture and strength > 1):
+    if not 0 <= strength < math.inf or (mixture and strength > 1):
         accepted = "in [0, 1] (rectifier='simplex', fusion='probability')" if mixture else "finite and not negative"
         raise ValueError(f"strength must be {accepted}; got {strength}")
 
