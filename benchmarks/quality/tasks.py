@@ -104,6 +104,7 @@ class WrittenAnswers:
         lora: fields of the Pilot's `peft.LoraConfig`.
         new_tokens: an answer may have.
         decoding: how answers are also written freely: names of `BEAMS`.
+        max_length: tokens of a row at most; see `copilot.data.prepare_dataset`.
     """
 
     data: str
@@ -115,6 +116,7 @@ class WrittenAnswers:
     lora: dict[str, Any]
     new_tokens: int
     decoding: Sequence[str] = ()
+    max_length: int = 256
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -150,10 +152,13 @@ class WrittenAnswers:
         """What a Pilot of this seed learns from."""
         train = self.splits["train"]
         order = np.random.default_rng(seed).permutation(len(train))[: self.train_size]
-        return prepare_dataset(to_rows([train[index] for index in order]), self.tokenizer)
+        return self._prepared([train[index] for index in order])
 
     def held_out_rows(self, split: str) -> Any:
-        return prepare_dataset(to_rows(self.splits[split]), self.tokenizer)
+        return self._prepared(self.splits[split])
+
+    def _prepared(self, examples: list[Example]) -> Any:
+        return prepare_dataset(to_rows(examples), self.tokenizer, max_length=self.max_length)
 
     def held_out(self, split: str) -> HeldOut:
         return HeldOut(self.held_out_rows(split), self.collate)
