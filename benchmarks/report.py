@@ -160,7 +160,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     },
     **{
         name: partial(quality, name=name, about="--data DATA --pilot PILOT")
-        for name in ("mawps", "openbookqa", "boolq", "gsm8k", "ablation")
+        for name in ("mawps", "openbookqa", "openbookqa_full", "boolq", "gsm8k", "gsm8k_full", "ablation")
     },
 }
 FIGURES = ("mawps",)  # results/quality/NAME.png
