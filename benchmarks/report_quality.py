@@ -82,8 +82,10 @@ METRICS = {
 OVERVIEW = {
     "mawps": ("MAWPS", [EXACT, ANSWERS, BRIER]),
     "openbookqa": ("OpenBookQA", [EXACT, BRIER]),
+    "openbookqa_full": ("OpenBookQA, all of it", [EXACT, BRIER]),
     "boolq": ("BoolQ", [EXACT, BRIER]),
     "gsm8k": ("GSM8K", [BRIER, NLL]),
+    "gsm8k_full": ("GSM8K, all of it", [BRIER, NLL]),
     "equations": ("MAWPS, a small T5", [EXACT, BRIER]),
     "lastfm": ("LastFM", [NDCG, NLL]),
 }
@@ -93,6 +95,7 @@ COLUMNS = {
     "+ Copilot, two steps": ["recent"],
     "trained longer": ["extra_compute"],
     "trained still longer": ["extra_compute_recent", "extra_compute_latest"],
+    "new layers": ["extra_parameters"],
 }
 
 Arms = dict[str, list[Result]]  # by name, one a seed
@@ -101,10 +104,10 @@ Arms = dict[str, list[Result]]  # by name, one a seed
 def arms_of(results: Sequence[Result]) -> Arms:
     """The arms of one point's results: the Pilot, its Copilots, its rivals; each with the time of its training."""
     found: Arms = {}
-    alone: dict[int, float] = {}
+    alone: dict[tuple[int, str], float] = {}  # seconds of the Pilot, by seed and device
     for result in (r for r in results if r["part"] == "copilots"):
         seconds = result["seconds"]
-        pilot = alone[result["seed"]] = seconds["training"]["pilot"]
+        pilot = alone[result["seed"], result["environment"]["device"]] = seconds["training"]["pilot"]
         for name, arm in result["arms"].items():
             stages = [stage for stage in seconds if name in seconds[stage]]
             teachers = sum(seconds[stage]["pilot"] for stage in {"training", *stages})
@@ -118,9 +121,8 @@ def arms_of(results: Sequence[Result]) -> Arms:
     for result in (r for r in results if r["part"] != "copilots"):
         (arm,) = result["arms"].values()
         seconds = result["seconds"]["training"]["pilot"]
-        time = (
-            1 + result["extra"] if "extra" in result else seconds / alone[result["seed"]]
-        )  # other hours, other speeds
+        own = seconds / alone.get((result["seed"], result["environment"]["device"]), np.nan)
+        time = 1 + result["extra"] if "extra" in result else own  # other hours, other speeds
         found.setdefault(result["part"], []).append(arm | {"seed": result["seed"], "time": time})
     names = [name for name in ARMS if name in found] + [name for name in found if name not in ARMS]
     return {name: sorted(found[name], key=lambda arm: arm["seed"]) for name in names}
@@ -226,9 +228,15 @@ def rows_of(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
             title += f" ({plural(len(of_seeds), 'seed')})"
         cells = [quality_cell(metric, of_seeds, pilot) for metric in metrics]
         if any(cells):
-            time = np.mean([result["time"] for result in of_seeds])
-            rows.append([title + (f"<br>*{question}*" if question else ""), *cells, strengths(of_seeds), f"{time:.2f}"])
+            title += f"<br>*{question}*" if question else ""
+            rows.append([title, *cells, strengths(of_seeds), training_time(of_seeds)])
     return rows
+
+
+def training_time(arm: list[Result]) -> str:
+    """A multiple of the Pilot's; nothing where that was trained on another device."""
+    time = np.mean([result["time"] for result in arm])
+    return "" if np.isnan(time) else f"{time:.2f}"
 
 
 def read_quality(folder: Path, name: str) -> dict[str, list[Result]]:
@@ -289,7 +297,8 @@ def overview_time(arm: list[Result], pilot: list[Result]) -> str:
     if not arm:
         return ""
     seeds = f", {plural(len(arm), 'seed')}" if len(arm) < len(pilot) else ""
-    return f"{np.mean([result['time'] for result in arm]):.2f} ×{seeds}"
+    time = training_time(arm)
+    return (f"{time} ×" if time else "another device") + seeds
 
 
 def overview_cell(metric: Metric, arm: list[Result], pilot: list[Result]) -> str:
@@ -329,7 +338,7 @@ def quality(folder: Path, name: str, about: str) -> str:
         "Mean over the seeds (lowest–highest); below it the difference to the Pilot of the same seed with its 95 % "
         "interval, bold where it excludes 0: a paired bootstrap over the examples, the same for all seeds, of the mean "
         "over these seeds; it does not cover what other seeds would change. λ* is of validation data. Training time is "
-        "a multiple of the Pilot's.",
+        "a multiple of the Pilot's, where both were trained on the same device.",
         "",
         provenance(everything, f"{command} --seeds {seeds}"),
     ]

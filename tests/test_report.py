@@ -202,6 +202,16 @@ def test_training_time_is_a_multiple_of_the_pilots_with_what_each_arm_needed(rep
     assert times == pytest.approx({"pilot": 1.0, "pair": 1.1, "cross_fitted": 2.5, "extra_compute": 1.09})
 
 
+@pytest.mark.parametrize(("device", "time"), [(ENVIRONMENT["device"], "1.50"), ("a GPU", "")])
+def test_times_of_two_devices_are_not_compared(report: Any, tmp_path: Path, device: str, time: str) -> None:
+    one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
+    write_mawps(tmp_path, 0, seconds={"training": {"pilot": 100.0}}, pilot=one)
+    rival = {"seconds": {"training": {"pilot": 150.0}}, "arms": {"extra_parameters": one}}
+    path = tmp_path / "quality" / "mawps" / "best_seed0_extra_parameters.json"
+    write(path, rival | {"environment": ENVIRONMENT | {"device": device}})
+    assert cells(report.SECTIONS["mawps"](tmp_path), "Pilot with new layers<br>*and the parameters?*")[-1] == time
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
     """The results as `quality` hands them to `arms_of`."""
     paths = sorted((folder / "quality" / "mawps").glob("*.json"))
