@@ -117,6 +117,8 @@ class RectifiedGeneration(GenerationMixin):
         Logits processors are given log p~, at strength 0 the Pilot's logits: one that depends on their level, as
         repetition_penalty does, acts otherwise on them.
 
+        With a static cache on a GPU a step of both models is compiled, as transformers does it for one.
+
         Args:
             *args: as for any transformers model.
             strength: lambda; None takes `config.strength`, 0 is exactly `pilot.generate`.

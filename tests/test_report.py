@@ -348,7 +348,7 @@ def test_the_overview_holds_the_pilots_scores_and_what_others_add_in_what_time(r
     write(tmp_path / "quality" / "mawps" / "best_seed1_extra_compute_latest.json", rival | {"extra": 0.5})
     text = report.overview(tmp_path)
     assert cells(text, "") == ["Pilot", *sys.modules["report_quality"].COLUMNS]
-    assert cells(text, "**MAWPS, 3 epochs** (2 seeds)") == ["", "", "1.20 ×", "", "", "1.50 ×, 1 seed"]
+    assert cells(text, "**MAWPS, 3 epochs** (2 seeds)") == ["", "", "1.20 ×", "", "", "1.50 ×, 1 seed", ""]
     assert cells(text, "Brier score ↓") == [
         "0.2000",
         "",
@@ -356,6 +356,7 @@ def test_the_overview_holds_the_pilots_scores_and_what_others_add_in_what_time(r
         "",
         "",
         "+0.0000 [+0.0000, +0.0000]",
+        "",
     ]
     assert report.overview(tmp_path / "empty") == "Not measured yet."
 
