@@ -64,13 +64,20 @@ class PilotTap:
         self.handles: list[RemovableHandle] = []
         self.tapped: dict[int, Tapped] = {}  # by thread: hooks see the forwards of all
 
+    def _tapped(self) -> Tapped | None:
+        """What this forward leaves behind, if it is recorded."""
+        if not self.tapped:
+            return None
+        traced = torch.compiler.is_compiling() and _TRACED in self.tapped
+        return self.tapped.get(_TRACED if traced else threading.get_ident())
+
     def _take_embedding(self, _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        tapped = self.tapped.get(_thread())
+        tapped = self._tapped()
         if tapped is not None:
             tapped.embedding = (args[0] if args else kwargs["hidden_states"]).detach()
 
     def _take_hidden(self, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-        tapped = self.tapped.get(_thread())
+        tapped = self._tapped()
         if tapped is None:
             return
         hidden = (output[0] if isinstance(output, tuple) else output).detach()
@@ -105,9 +112,9 @@ class PilotTap:
         Raises:
             RuntimeError: the layers ran without their hooks.
         """
-        tapped, thread = Tapped(tail=tail), _thread()
-        in_place = torch.compiler.is_compiling() and self.hooked > 0
-        with nullcontext() if in_place else self.hooks():
+        traced = torch.compiler.is_compiling() and self.hooked > 0
+        tapped, thread = Tapped(tail=tail), _TRACED if traced else threading.get_ident()
+        with nullcontext() if traced else self.hooks():
             self.tapped[thread] = tapped
             try:
                 yield tapped
@@ -121,10 +128,7 @@ class PilotTap:
 
 
 _REGISTERING = threading.Lock()
-
-
-def _thread() -> int:
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+_TRACED = 0  # no thread's number: of a forward that is traced as a whole
 
 
 @contextmanager

@@ -45,10 +45,16 @@ def test_threads_that_share_a_pair_measure_what_they_would_measure_alone():
     assert alone == together
 
 
-def test_a_pilot_whose_hooks_do_not_run_is_refused():
-    pair = random_pair()
+def test_a_pilot_that_was_compiled_as_a_whole_and_has_run_alone_is_read_all_the_same():
+    pair, ids = random_pair(), random_ids(1, 5)
+    options = {"strength": 0.5, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    expected = pair.generate(ids, **options)
     pair.pilot.compile(backend="eager")
-    ids = random_ids(1, 5)
-    pair.generate(ids, strength=0.0, max_new_tokens=2)
-    with pytest.raises(RuntimeError, match="without their hooks"):
-        pair.generate(ids, strength=0.5, max_new_tokens=2)
+    pair.pilot.generate(ids, max_new_tokens=2)
+    assert torch.equal(pair.generate(ids, **options), expected)
+
+
+def test_a_forward_whose_hooks_do_not_run_is_refused():
+    pair = random_pair()
+    with pytest.raises(RuntimeError, match="without their hooks"), pair.tap():
+        pass
