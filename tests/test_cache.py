@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import random_ids, random_pair
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, StaticCache
 
 from copilot.cache import CopilotCache
 
@@ -70,6 +70,25 @@ def test_a_reset_cache_is_empty():
     assert (cache.steps, cache.context_mask, cache.feedback) == (0, None, {})
     assert cache.get_seq_length() == 0
     assert [layer.get_seq_length() for layer in cache.layers] == [0, 0]
+
+
+def test_a_reset_static_cache_counts_from_zero_in_the_same_tensor():
+    cache = CopilotCache(DynamicCache(), attentions=2, max_length=6)
+    steps = cache.steps
+    cache.steps += 3
+    assert steps == 3
+    cache.reset()
+    assert cache.steps is steps
+    assert steps == 0
+
+
+def test_what_a_static_cache_remembers_stays_where_it_is():
+    cache = CopilotCache(StaticCache(config=LlamaConfig(num_hidden_layers=1), max_cache_len=6), 2, max_length=6)
+    first = torch.zeros(2, 3)
+    for value in (first, torch.ones(2, 3)):
+        cache.remember({"value": value})
+    assert cache.feedback["value"] is first
+    assert torch.equal(first, torch.ones(2, 3))
 
 
 def test_a_cache_has_the_length_of_the_pilots():

@@ -210,6 +210,8 @@ def test_times_of_two_devices_are_not_compared(report: Any, tmp_path: Path, devi
     path = tmp_path / "quality" / "mawps" / "best_seed0_extra_parameters.json"
     write(path, rival | {"environment": ENVIRONMENT | {"device": device}})
     assert cells(report.SECTIONS["mawps"](tmp_path), "Pilot with new layers<br>*and the parameters?*")[-1] == time
+    in_overview = f"{time} ×" if time else "another device"
+    assert cells(report.overview(tmp_path), "**MAWPS, 3 epochs** (1 seed)")[-1] == in_overview
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
