@@ -66,6 +66,8 @@ void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&..
                      [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
 
+inline void set_to_zero(void* memory, size_t bytes, Stream) { std::memset(memory, 0, bytes); }
+
 #else
 
 inline void check(cudaError_t error) {
@@ -101,6 +103,10 @@ inline void allow_shared(const void* kernel, size_t dynamic) {
   if (dynamic + code.sharedSizeBytes <= 48 * 1024) return;
   const size_t most = current_device().shared_per_block - code.sharedSizeBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)));
+}
+
+inline void set_to_zero(void* memory, size_t bytes, Stream stream) {
+  if (bytes > 0) check(cudaMemsetAsync(memory, 0, bytes, stream));
 }
 
 // Launches `kernel`; without blocks there is nothing to do.
@@ -251,13 +257,15 @@ __device__ __forceinline__ T from_float(float x) {
 
 #ifdef COPILOT_EMULATION
 inline float fast_exp(float x) { return std::exp(x); }
+inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_log(float x) { return std::log(x); }
 #else
-__device__ __forceinline__ float fast_exp(float x) {
+__device__ __forceinline__ float fast_exp2(float x) {
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+__device__ __forceinline__ float fast_exp(float x) { return fast_exp2(x * 1.44269504f); }
 __device__ __forceinline__ float fast_log(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -286,6 +294,20 @@ template <class T>
 struct alignas(16) Pack {
   T at[kPack<T>];
 };
+
+template <class T>
+__device__ __forceinline__ void to_floats(const Pack<T>& pack, float (&values)[kPack<T>]) {
+  if constexpr (std::is_same_v<T, BFloat16>) {  // an instruction for each element
+    uint32_t words[4];
+    memcpy(words, &pack, sizeof(pack));
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      values[i] = __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xFFFF0000);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPack<T>; ++i) values[i] = to_float(pack.at[i]);
+  }
+}
 
 __host__ __device__ __forceinline__ bool is_aligned(const void* address) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0;
@@ -323,6 +345,27 @@ __device__ __forceinline__ void store_pack(T* to, int64_t count, bool aligned, c
     }
   }
 }
+
+#ifdef COPILOT_EMULATION
+
+template <class T>
+void copy_pack(Pack<T>* to, const T* from) {
+  memcpy(to, from, sizeof(*to));
+}
+inline void wait_for_copies() {}
+
+#else
+
+// From aligned memory to shared memory, not before wait_for_copies() of this thread.
+template <class T>
+__device__ __forceinline__ void copy_pack(Pack<T>* to, const T* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+#endif
 
 // ---- Reductions: every thread takes part and gets the result, the same to the last bit ----
 
@@ -418,5 +461,60 @@ struct Larger {
 
 // The largest value, or NaN if there is one.
 __device__ __forceinline__ float max_or_nan(float a, float b) { return a != a || a > b ? a : b; }
+
+#ifndef COPILOT_EMULATION
+
+// Of two words of two elements each.
+template <bool kNaN>
+__device__ __forceinline__ uint32_t max_of_words(uint32_t a, uint32_t b, BFloat16) {
+  uint32_t max;
+  if constexpr (kNaN) {
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
+  } else {
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
+  }
+  return max;
+}
+template <bool kNaN>
+__device__ __forceinline__ uint32_t max_of_words(uint32_t a, uint32_t b, Float16) {
+  uint32_t max;
+  if constexpr (kNaN) {
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
+  } else {
+    asm("max.f16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
+  }
+  return max;
+}
+
+#endif
+
+// The largest element; of kNaN, NaN if there is one, else whatever NaN there are do not count.
+template <bool kNaN, class T>
+__device__ __forceinline__ float largest_of(const Pack<T>& pack) {
+#ifdef COPILOT_EMULATION
+  const auto larger = [](float a, float b) { return kNaN ? max_or_nan(a, b) : fmaxf(a, b); };
+  float largest = to_float(pack.at[0]);
+  for (const T element : pack.at) largest = larger(largest, to_float(element));
+  return largest;
+#else
+  const auto larger = [](float a, float b) {
+    if constexpr (!kNaN) return fmaxf(a, b);
+    float max;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(max) : "f"(a), "f"(b));
+    return max;
+  };
+  if constexpr (std::is_same_v<T, float>) {
+    return larger(larger(pack.at[0], pack.at[1]), larger(pack.at[2], pack.at[3]));
+  } else {
+    uint32_t words[4];
+    memcpy(words, &pack, sizeof(pack));
+    const uint32_t max = max_of_words<kNaN>(max_of_words<kNaN>(words[0], words[1], T{}),
+                                            max_of_words<kNaN>(words[2], words[3], T{}), T{});
+    T two[2];
+    memcpy(two, &max, sizeof(max));
+    return larger(to_float(two[0]), to_float(two[1]));
+  }
+#endif
+}
 
 }  // namespace copilot::cuda

@@ -337,6 +337,8 @@ inline T atomicAdd(T* to, T value) {
   return std::exchange(*to, static_cast<T>(*to + value));
 }
 
+inline void __threadfence() {}
+
 // ---- Numbers ----
 
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
@@ -344,3 +346,4 @@ inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __logf(float x) { return std::log(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }

@@ -1,11 +1,10 @@
 // The Pilot's cross-entropy, its gradient and the compact mistakes it leaves; see csrc/cpu/mistake_cross_entropy.h.
 //
-// With k tokens kept, the vocabulary is cut into slices. A block streams one, and leaves its k largest entries in order
-// and the sums over all others. The blocks of a row are a cluster, whose first one merges what they leave; where there
-// are no clusters, or more slices than they have blocks, a small second kernel does. What must be moved is the logits,
-// once. At k = 32, what slices leave is 1 % of that, and a quarter, or half of shorter elements, is read twice, the
-// second time from the second-level cache, to know from which value on an entry may be among the k largest. Sums run in
-// float in a thread and in double over threads.
+// With k tokens kept, the vocabulary is cut into slices, and a block holds one in shared memory. It reads it once for
+// the largest entry of every thread, which tell from which value on an entry may be among the k largest; once more to
+// put those aside, a few more than k, and to sum up all others. It leaves its k largest entries in order, and the
+// block that comes last merges what the slices of its row have left. What must be moved is the logits, once; at k = 32,
+// what slices leave is 1 % of that. Sums run in float in a thread and in double over threads.
 //
 // With the whole vocabulary kept, a cluster of blocks holds a row in shared memory between its two reductions, so that
 // the logits are read once and the probabilities written once. Where there are no clusters, it is one block, and a row
@@ -19,17 +18,9 @@ namespace {
 constexpr unsigned kThreads = 256;
 constexpr int kElements = 16;  // that a thread has at a time
 constexpr int kChunk = kThreads * kElements;
-constexpr int kSlice = 8 * kChunk;  // elements, at most
-constexpr int64_t kFewSlices = 8;   // whose blocks can be a cluster
-constexpr int kRoom = 1024;         // entries of a slice that have room in shared memory
-constexpr int kRanked = 256;        // of which so many are ranked, if they are enough
-constexpr int kMostOfHands = 128;   // up to this k, the threads' largest entries tell the k largest from the rest
-constexpr unsigned kMergeThreads = 128;
-
-// Every kSampled / k-th chunk is read twice, first to learn which values may be among the k largest. Fewer chunks would
-// leave more entries to be put aside.
-template <class T>
-constexpr int kSampled = 32 * sizeof(T);
+constexpr int kRoom = 512;                // entries of a slice that have room in shared memory
+constexpr int kMostOfHands = 128;         // up to this k, the threads' largest entries tell the k largest from the rest
+constexpr int64_t kMergedEntries = 2048;  // of a row, that have room in shared memory
 
 // Some thousand elements of a row, and where they begin in it.
 template <class T>
@@ -50,15 +41,13 @@ struct Slice {
     return static_cast<int>(i / kPack<T> * kThreads + threadIdx.x) * kPack<T> + i % kPack<T>;
   }
 
-  // This thread's elements of a chunk; behind the last one is -infinity. What is read again may stay in the caches.
-  template <bool kAgain = false>
+  // This thread's elements of a chunk; behind the last one is -infinity.
   __device__ __forceinline__ void load(int chunk, float* values) const {
     if (aligned && chunk + kChunk <= size) {  // every load is on its way before the first is waited for
       uint4 bits[kElements / kPack<T>];
 #pragma unroll
       for (int i = 0; i < kElements; i += kPack<T>) {
-        const auto* pack = reinterpret_cast<const uint4*>(from + chunk + place(i));
-        bits[i / kPack<T>] = kAgain ? __ldg(pack) : __ldcs(pack);
+        bits[i / kPack<T>] = __ldcs(reinterpret_cast<const uint4*>(from + chunk + place(i)));
       }
       Pack<T> packs[kElements / kPack<T>];
       memcpy(packs, bits, sizeof(packs));
@@ -95,6 +84,17 @@ __device__ __forceinline__ float value_of(uint64_t key) { return of_ordered(stat
 
 __device__ __forceinline__ int64_t index_of(uint64_t key) { return static_cast<uint32_t>(~key); }
 
+// By the threads of a block; all but the kept probabilities where all tokens are kept.
+__device__ __forceinline__ void write_ignored_row(const MistakeCrossEntropy& job, int64_t row) {
+  for (int64_t j = threadIdx.x; j < job.k; j += blockDim.x) {
+    job.top_prob[row * job.k + j] = 0.0f;
+    job.top_index[row * job.k + j] = 0;
+  }
+  if (threadIdx.x > 0) return;
+  job.loss[row] = job.target_prob[row] = job.rest_mass[row] = job.rest_square[row] = 0.0f;
+  job.largest_and_total[2 * row] = job.largest_and_total[2 * row + 1] = 0.0f;
+}
+
 // ---- A slice ----
 
 struct Sums {
@@ -107,29 +107,72 @@ struct SliceSums {
   float reference;  // their m
 };
 
-// What slices leave to the kernel that merges them.
+// What slices leave to the block that merges them.
 struct Slices {
-  int64_t size;     // of a slice, but the last
-  int count, kept;  // slices of a row, entries of a slice
-  uint64_t* best;   // (N, count, kept), in descending order
-  uint64_t* found;  // (N, count, kept), while they are sorted; null if there is room in shared memory
-  SliceSums* sums;  // (N, count), over all other entries
-
-  __host__ __device__ int64_t size_of(int64_t slice, int64_t vocabulary) const {
-    return smaller(size, vocabulary - slice * size);
-  }
+  int64_t size;       // of a slice, but the last
+  int count, kept;    // slices of a row, entries of a slice
+  uint64_t* best;     // (N, count, kept), in descending order
+  uint64_t* found;    // (N, count, kept), while they are sorted; null if there is room in shared memory
+  SliceSums* sums;    // (N, count), over all other entries
+  unsigned* arrived;  // (N,), how many are there; 0 at first
 };
 
-// What has k entries at least that are no smaller, and few more: of every `step`-th chunk.
+// A slice in shared memory, as it comes. A thread has the packs threadIdx.x, threadIdx.x + kThreads, ..., an even
+// number of them and as many as every other thread, and waits for no other's. Behind the last element is -infinity.
 template <class T>
-__device__ __forceinline__ float bar_of_hands(const Slice<T>& slice, int k, int step) {
-  float most = -kInfinity;
-  for (int chunk = 0; chunk < slice.size; chunk += step * kChunk) {
-    float values[kElements];
-    slice.template load<true>(chunk, values);
+class HeldSlice {
+ public:
+  int64_t first;
+  int size;
+
+  // They are on their way until wait().
+  __device__ __forceinline__ explicit HeldSlice(const Slice<T>& slice)
+      : first(slice.first), size(slice.size), packs_(2 * kThreads * ((size + kRound - 1) / kRound)) {
+    const unsigned whole = slice.aligned ? size / kPack<T> : 0;
+    unsigned pack = threadIdx.x;
+#pragma unroll 4
+    for (; pack < whole; pack += kThreads) copy_pack(packs() + pack, slice.from + pack * kPack<T>);
+#pragma unroll 1
+    for (; pack < packs_; pack += kThreads) {
+      const int at = static_cast<int>(pack) * kPack<T>;
+      Pack<T> elements;
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) most = fmaxf(most, values[i]);
+      for (int i = 0; i < kPack<T>; ++i) {
+        elements.at[i] = at + i < size ? slice.from[at + i] : from_float<T>(-kInfinity);
+      }
+      packs()[pack] = elements;
+    }
   }
+
+  __device__ __forceinline__ void wait() const { wait_for_copies(); }
+
+  // f(pack, place of its first element) for all of this thread.
+  template <class F>
+  __device__ __forceinline__ void each_pack(F&& f) const {
+#pragma unroll 1
+    for (unsigned pack = threadIdx.x; pack < packs_; pack += 2 * kThreads) {
+      const Pack<T> one = packs()[pack], other = packs()[pack + kThreads];
+      f(one, static_cast<int>(pack) * kPack<T>);
+      f(other, static_cast<int>(pack + kThreads) * kPack<T>);
+    }
+  }
+
+  __device__ __forceinline__ static Pack<T>* packs() { return dynamic_shared<Pack<T>>(); }
+
+  // Bytes of shared memory.
+  static int64_t room(int64_t size) { return (size + kRound - 1) / kRound * kRound * sizeof(T); }
+
+ private:
+  static constexpr int kRound = 2 * kThreads * kPack<T>;
+
+  unsigned packs_;
+};
+
+// What has k entries at least that are no smaller, and few more.
+template <class T>
+__device__ __forceinline__ float bar_of_hands(const HeldSlice<T>& slice, int k) {
+  float most = -kInfinity;
+  slice.each_pack([&](const Pack<T>& pack, int) { most = fmaxf(most, largest_of<false>(pack)); });
   return reached_by(k, most);
 }
 
@@ -142,23 +185,20 @@ struct Radix {
 
 // What k keys reach and no other, byte by byte from the highest on.
 template <class T>
-__device__ __forceinline__ uint64_t exact_bar(const Slice<T>& slice, int k) {
+__device__ __forceinline__ uint64_t exact_bar(const HeldSlice<T>& slice, int k, Radix& radix) {
   static_assert(kThreads == 256);
-  COPILOT_SHARED(Radix, radix);
   uint64_t bar = 0;
   int wanted = k;  // of the keys that begin as the bar does
+#pragma unroll 1
   for (int shift = 56; shift >= 0; shift -= 8) {
     radix.counts[threadIdx.x] = 0;
     __syncthreads();
     unsigned last = 0, repeats = 0;  // equal bytes often follow each other, and additions to one address do so slowly
-    for (int chunk = 0; chunk < slice.size; chunk += kChunk) {
-      float values[kElements];
-      slice.load(chunk, values);
+    slice.each_pack([&](const Pack<T>& pack, int at) {
 #pragma unroll
-      for (int i = 0; i < kElements; ++i) {
-        const int place = chunk + slice.place(i);
-        const uint64_t key = key_of(values[i], slice.first + place);
-        if (place >= slice.size || (shift < 56 && (key ^ bar) >> (shift + 8) != 0)) continue;
+      for (int i = 0; i < kPack<T>; ++i) {
+        const uint64_t key = key_of(to_float(pack.at[i]), slice.first + at + i);
+        if (at + i >= slice.size || (shift < 56 && (key ^ bar) >> (shift + 8) != 0)) continue;
         const unsigned byte = key >> shift & 255;
         if (byte != last) {
           if (repeats > 0) atomicAdd(&radix.counts[last], repeats);
@@ -167,7 +207,7 @@ __device__ __forceinline__ uint64_t exact_bar(const Slice<T>& slice, int k) {
         }
         ++repeats;
       }
-    }
+    });
     if (repeats > 0) atomicAdd(&radix.counts[last], repeats);
     __syncthreads();
     int above = 0;
@@ -191,124 +231,153 @@ struct Sweep {
   float reference, mass, square;
 };
 
+constexpr float kLog2OfE = 1.44269504f;
+
 // Puts the entries that reach the bar into `found`, in no particular order, and sums the others up.
 template <class T>
-__device__ __forceinline__ Sweep sweep(const Slice<T>& slice, uint64_t bar, bool exact, uint64_t* found, int room) {
+__device__ __forceinline__ Sweep sweep(const HeldSlice<T>& slice, uint64_t bar, bool exact, uint64_t* found, int room) {
   COPILOT_SHARED(int, count);
   __syncthreads();
   if (threadIdx.x == 0) count = 0;
   __syncthreads();
   const float least = value_of(bar), reference = fabsf(least) < kInfinity ? least : 0.0f;
+  // exp(z - reference), but for a factor that all have: what rounding makes of the product.
+  const float shift = reference * kLog2OfE;
+  const auto weight_of = [&](float value) { return fast_exp2(fmaf(value, kLog2OfE, -shift)); };
   float mass = 0.0f, square = 0.0f;
-  bool has_room = true;
-  for (int chunk = 0; chunk < slice.size && has_room; chunk += kChunk) {
-    float values[kElements];
-    slice.load(chunk, values);
-    bool any = false;
+  unsigned reaching = 0, bit = 1;  // packs that have such an entry: few of at most 32
+  slice.each_pack([&](const Pack<T>& pack, int) {
+    float values[kPack<T>], of_pack = 0.0f, squares_of_pack = 0.0f;
+    to_floats(pack, values);
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) any |= !(values[i] < least);
-    if (any) {
-#pragma unroll
-      for (int i = 0; i < kElements; ++i) {
-        if (values[i] < least) continue;  // most, without any work
-        const int place = chunk + slice.place(i);
-        const uint64_t key = key_of(values[i], slice.first + place);
-        if (place >= slice.size || (exact && key < bar)) continue;
-        const int slot = atomicAdd(&count, 1);
-        has_room &= slot < room;
-        if (slot < room) found[slot] = key;
-        values[i] = -kInfinity;
-      }
+    for (const float value : values) {
+      const float weight = weight_of(value);
+      of_pack += weight;
+      squares_of_pack = fmaf(weight, weight, squares_of_pack);
     }
+    const bool reaches = !(largest_of<true>(pack) < least);
+    if (reaches) reaching |= bit;
+    bit += bit;
+    mass += reaches ? 0.0f : of_pack;
+    square += reaches ? 0.0f : squares_of_pack;
+  });
+  for (; reaching != 0; reaching &= reaching - 1) {
+    const unsigned number = __ffs(static_cast<int>(reaching)) - 1;
+    const unsigned pack = number * kThreads + threadIdx.x;
+    const int at = static_cast<int>(pack) * kPack<T>;
+    float values[kPack<T>];
+    to_floats(slice.packs()[pack], values);
+    unsigned entries = 0;
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) {
-      const float weight = fast_exp(values[i] - reference);
+    for (int i = 0; i < kPack<T>; ++i) {
+      const float value = values[i];
+      const bool reaches = !(value < least);
+      const float weight = reaches ? 0.0f : weight_of(value);
       mass += weight;
       square = fmaf(weight, weight, square);
+      if (reaches) entries |= 1u << i;
+    }
+    for (; entries != 0; entries &= entries - 1) {
+      const int place = at + __ffs(static_cast<int>(entries)) - 1;
+      if (place >= slice.size) break;
+      const float value = to_float(slice.packs()[pack].at[place - at]);
+      const uint64_t key = key_of(value, slice.first + place);
+      if (exact && key < bar) {
+        const float weight = weight_of(value);
+        mass += weight;
+        square = fmaf(weight, weight, square);
+      } else {
+        const int slot = atomicAdd(&count, 1);
+        if (slot < room) found[slot] = key;
+      }
     }
   }
   __syncthreads();
-  return {count, reference, mass, square};
+  const float factor = exp2f(-fmaf(reference, kLog2OfE, -shift));
+  return {count, reference, mass * factor, square * (factor * factor)};
 }
 
-// Of a slice; and of all of a row, once they are merged.
-struct Entries {
-  uint64_t found[kRoom];
-  uint64_t ranked[kRanked];
-  int count;           // of `ranked`; more than kRanked: there is no room
-  uint64_t last_kept;  // the kept-th
+union Entries {
+  Radix radix;  // before they are found
+  struct {
+    uint64_t found[kRoom];
+    uint64_t last_kept;
+  };
 };
 
-// Writes the `kept` largest of the keys in order. They end with what it returns.
-__device__ __forceinline__ uint64_t keep_largest(const uint64_t* keys, int count, int kept, uint64_t* best,
-                                                 Entries& entries) {
-  float most = -kInfinity;
-  for (int i = threadIdx.x; i < count; i += kThreads) most = fmaxf(most, value_of(keys[i]));
-  const float bar = reached_by(kept, most);
-  if (threadIdx.x == 0) entries.count = 0;
-  __syncthreads();
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    if (value_of(keys[i]) < bar) continue;
-    const int slot = atomicAdd(&entries.count, 1);
-    if (slot < kRanked) entries.ranked[slot] = keys[i];
-  }
-  __syncthreads();
-  const bool have_room = entries.count <= kRanked;
-  const uint64_t* ranked = have_room ? entries.ranked : keys;
-  const int among = have_room ? entries.count : count;
-  for (int i = threadIdx.x; i < among; i += kThreads) {
-    const uint64_t key = ranked[i];
+// Writes the `kept` largest of the keys in order, and zeros, which are below all keys, behind them up to `places`. The
+// largest ones end with what it returns.
+__device__ __forceinline__ uint64_t keep_largest(const uint64_t* keys, int count, int kept, int places, uint64_t* best,
+                                                 uint64_t& last_kept) {
+  constexpr int kThreadsOfKey = 4;
+  const int part = threadIdx.x % kThreadsOfKey;
+  for (int first = 0; first < count; first += kThreads / kThreadsOfKey) {
+    const int i = first + threadIdx.x / kThreadsOfKey;
+    const uint64_t key = i < count ? keys[i] : 0;
     int larger = 0;
-    for (int j = 0; j < among; ++j) larger += ranked[j] > key;
+#pragma unroll 4
+    for (int j = part; j < count; j += kThreadsOfKey) larger += keys[j] > key;
+#pragma unroll
+    for (int mask = 1; mask < kThreadsOfKey; mask *= 2) larger += __shfl_xor_sync(kFullMask, larger, mask);
+    if (part > 0 || i >= count) continue;
     if (larger < kept) best[larger] = key;
-    if (larger == kept - 1) entries.last_kept = key;
+    if (larger == kept - 1) last_kept = key;
+  }
+  for (int i = kept + static_cast<int>(threadIdx.x); i < places; i += kThreads) best[i] = 0;
+  __syncthreads();
+  return last_kept;
+}
+
+// The last block of a row that comes here gets true, and what the others have written is there.
+__device__ __forceinline__ bool is_last_of_row(unsigned* arrived, unsigned blocks) {
+  COPILOT_SHARED(bool, is_last);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicAdd(arrived, 1u) == blocks - 1;
+    __threadfence();
   }
   __syncthreads();
-  return entries.last_kept;
+  return is_last;
 }
 
 // Once all slices of the row are there; by the threads of one block.
 template <class T>
-__device__ __forceinline__ void merge_slices(const MistakeCrossEntropy& job, const Slices& slices, int64_t row,
-                                             Entries& entries);
+__device__ __forceinline__ void merge_slices(const MistakeCrossEntropy& job, const Slices& slices, int64_t row);
 
-// kMerges: the slices of a row are those of a cluster, whose first block merges them.
-template <class T, bool kMerges>
-__global__ void __launch_bounds__(kThreads, kMerges ? 6 : 5) slices_kernel(MistakeCrossEntropy job, Slices slices) {
-  COPILOT_SHARED(Entries, entries);
-  const int64_t row = blockIdx.x / slices.count, at = blockIdx.x % slices.count;
+template <class T>
+__global__ void __launch_bounds__(kThreads, 3) slices_kernel(MistakeCrossEntropy job, Slices slices) {
+  const unsigned count = slices.count, row = blockIdx.x / count, at = blockIdx.x % count;
   if (is_ignored(job.labels, row, job.ignore_index, job.vocabulary)) {
-    if (kMerges && at == 0) merge_slices<T>(job, slices, row, entries);
+    if (at == 0) write_ignored_row(job, row);
     return;
   }
-  const int64_t first = at * slices.size;
-  const Slice<T> slice(job.logits, row, first, smaller(first + slices.size, job.vocabulary));
+  const int64_t first = static_cast<int64_t>(at) * slices.size;
+  const HeldSlice<T> slice{Slice<T>(job.logits, row, first, smaller(first + slices.size, job.vocabulary))};
   const int kept = slices.kept < slice.size ? slices.kept : slice.size;
+  COPILOT_SHARED(Entries, entries);
   const int64_t place = blockIdx.x * static_cast<int64_t>(slices.kept);
   uint64_t* best = slices.best + place;
   uint64_t* found = slices.found ? slices.found + place : entries.found;
   const int room = slices.found ? kept : kRoom;
+  slice.wait();
 
   Sweep swept;
   for (bool exact = kept > kMostOfHands;; exact = true) {
-    const int step = kept < kSampled<T> ? kSampled<T> / kept : 1;
     // Index behind all: whatever equals the bar reaches it.
-    const uint64_t bar = exact ? exact_bar(slice, kept) : key_of(bar_of_hands(slice, kept, step), -1);
+    const uint64_t bar = exact ? exact_bar(slice, kept, entries.radix) : key_of(bar_of_hands(slice, kept), -1);
     swept = sweep(slice, bar, exact, found, room);
     if (exact || (swept.found >= kept && swept.found <= room)) break;
   }
 
-  const uint64_t last_kept = keep_largest(found, swept.found, kept, best, entries);
-  float most = -kInfinity;  // of the others
-  for (int i = threadIdx.x; i < swept.found; i += kThreads) {
-    if (found[i] < last_kept) most = fmaxf(most, value_of(found[i]));
-  }
-  most = block_reduce(most, -kInfinity, Larger{});
-  const float reference = fabsf(most) < kInfinity ? most : swept.reference;
+  const uint64_t last_kept = keep_largest(found, swept.found, kept, slices.kept, best, entries.last_kept);
+  // No other entry is larger.
+  const float least_kept = value_of(last_kept);
+  const float reference = fabsf(least_kept) < kInfinity ? least_kept : swept.reference;
   // Of nothing but -infinity no mass is left, and its reference of 0 may be far above the others'.
   const float scale = swept.mass == 0.0f ? 0.0f : expf(swept.reference - reference);
-  Sums sums{swept.mass * scale, swept.square * scale * scale};
-  for (int i = threadIdx.x; i < swept.found; i += kThreads) {
+  Sums sums{swept.mass * scale, swept.square * scale * scale};  // in double: entries come in any order
+  for (int i = threadIdx.x; i < swept.found; i += blockDim.x) {
     if (found[i] >= last_kept) continue;
     const float weight = expf(value_of(found[i]) - reference);
     sums.mass += weight;
@@ -316,27 +385,33 @@ __global__ void __launch_bounds__(kThreads, kMerges ? 6 : 5) slices_kernel(Mista
   }
   sums = block_reduce(sums, Sums{}, [](Sums a, Sums b) { return Sums{a.mass + b.mass, a.square + b.square}; });
   if (threadIdx.x == 0) slices.sums[blockIdx.x] = {sums, reference};
-  if constexpr (kMerges) {
-    if (at > 0) return cluster_arrive();
-    cluster_sync();
-    merge_slices<T>(job, slices, row, entries);
-  }
+  if (is_last_of_row(slices.arrived + row, count)) merge_slices<T>(job, slices, row);
 }
 
 // ---- Slices become a row ----
 
-// How many of the keys, in descending order, are larger.
-__device__ __forceinline__ int count_larger(const uint64_t* keys, int count, uint64_t key) {
-  int low = 0, high = count;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (keys[middle] > key) {
-      low = middle + 1;
-    } else {
-      high = middle;
+// How many keys of slices that are not the `own` one are larger than `key`; every slice has `kept` keys in descending
+// order. Four searches go on at a time, as each step waits for the one before it.
+__device__ __forceinline__ int count_larger(const uint64_t* keys, int slices, int kept, int own, uint64_t key) {
+  constexpr int kAtOnce = 4;
+  int first_step = 1;
+  while (2 * first_step <= kept) first_step *= 2;
+  int larger = 0;
+  for (int first = 0; first < slices; first += kAtOnce) {
+    int found[kAtOnce] = {};
+    for (int step = first_step; step > 0; step /= 2) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int last = found[i] + step;
+        if (first + i < slices && last <= kept && keys[static_cast<int64_t>(first + i) * kept + last - 1] > key) {
+          found[i] = last;
+        }
+      }
     }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) larger += first + i == own ? 0 : found[i];
   }
-  return low;
+  return larger;
 }
 
 struct RowSums {
@@ -357,35 +432,18 @@ __device__ __forceinline__ void write_row(const MistakeCrossEntropy& job, int64_
   job.rest_square[row] = static_cast<float>(rest.square / (total * total));
 }
 
-__device__ __forceinline__ void write_ignored_row(const MistakeCrossEntropy& job, int64_t row) {
-  job.loss[row] = job.target_prob[row] = job.rest_mass[row] = job.rest_square[row] = 0.0f;
-  job.largest_and_total[2 * row] = job.largest_and_total[2 * row + 1] = 0.0f;
-}
-
 template <class T>
-__device__ __forceinline__ void merge_slices(const MistakeCrossEntropy& job, const Slices& slices, int64_t row,
-                                             Entries& staged) {
+__device__ __forceinline__ void merge_slices(const MistakeCrossEntropy& job, const Slices& slices, int64_t row) {
   float* prob = job.top_prob + row * job.k;
   int64_t* index = job.top_index + row * job.k;
-  if (is_ignored(job.labels, row, job.ignore_index, job.vocabulary)) {
-    for (int64_t j = threadIdx.x; j < job.k; j += blockDim.x) {
-      prob[j] = 0.0f;
-      index[j] = 0;
-    }
-    if (threadIdx.x == 0) write_ignored_row(job, row);
-    return;
-  }
-
   const int64_t entries = slices.count * static_cast<int64_t>(slices.kept);
   const uint64_t* keys = slices.best + row * entries;
-  if (entries <= kRoom) {
-    for (int64_t i = threadIdx.x; i < entries; i += blockDim.x) staged.found[i] = keys[i];
-    keys = staged.found;
+  if (entries <= kMergedEntries) {
+    uint64_t* staged = dynamic_shared<uint64_t>();  // in place of the slice
+    for (int64_t i = threadIdx.x; i < entries; i += blockDim.x) staged[i] = keys[i];
+    keys = staged;
     __syncthreads();
   }
-  const auto entries_of = [&](int slice) {
-    return static_cast<int>(smaller(slices.kept, slices.size_of(slice, job.vocabulary)));
-  };
   uint64_t most = 0;
   for (int slice = 0; slice < slices.count; ++slice) {
     const uint64_t key = keys[static_cast<int64_t>(slice) * slices.kept];
@@ -394,15 +452,12 @@ __device__ __forceinline__ void merge_slices(const MistakeCrossEntropy& job, con
   const float largest = value_of(most);
 
   RowSums sums{};
-  for (int64_t i = threadIdx.x; i < entries; i += blockDim.x) {
-    const int slice = static_cast<int>(i / slices.kept), j = static_cast<int>(i % slices.kept);
-    if (j >= entries_of(slice)) continue;
-    const uint64_t mine = keys[i];
-    int64_t larger = j;
-    for (int other = 0; other < slices.count; ++other) {
-      if (other == slice) continue;
-      larger += count_larger(keys + static_cast<int64_t>(other) * slices.kept, entries_of(other), mine);
-    }
+  for (int slice = 0, j = threadIdx.x;; j += blockDim.x) {
+    for (; j >= slices.kept; j -= slices.kept) ++slice;
+    if (slice >= slices.count) break;
+    const uint64_t mine = keys[static_cast<int64_t>(slice) * slices.kept + j];
+    if (mine == 0) continue;
+    const int larger = j + count_larger(keys, slices.count, slices.kept, slice, mine);
     const float weight = expf(value_of(mine) - largest);
     if (larger < job.k) {
       index[larger] = index_of(mine);
@@ -414,7 +469,7 @@ __device__ __forceinline__ void merge_slices(const MistakeCrossEntropy& job, con
     }
   }
   for (int slice = threadIdx.x; slice < slices.count; slice += blockDim.x) {
-    const SliceSums& others = slices.sums[row * slices.count + slice];
+    const SliceSums others = slices.sums[row * slices.count + slice];
     if (others.sums.mass == 0.0f) continue;  // its reference may be far above
     const double scale = expf(others.reference - largest);
     sums.rest.mass += others.sums.mass * scale;
@@ -427,12 +482,6 @@ __device__ __forceinline__ void merge_slices(const MistakeCrossEntropy& job, con
   const float factor = static_cast<float>(1.0 / total);
   for (int64_t j = threadIdx.x; j < job.k; j += blockDim.x) prob[j] *= factor;
   if (threadIdx.x == 0) write_row<T>(job, row, largest, total, sums.rest);
-}
-
-template <class T>
-__global__ void __launch_bounds__(kMergeThreads) merge_kernel(MistakeCrossEntropy job, Slices slices) {
-  COPILOT_SHARED(Entries, entries);
-  merge_slices<T>(job, slices, blockIdx.x, entries);
 }
 
 // ---- The whole vocabulary is kept ----
@@ -485,7 +534,7 @@ __global__ void __launch_bounds__(kThreads, 3) whole_kernel(MistakeCrossEntropy 
   if (is_ignored(job.labels, row, job.ignore_index, job.vocabulary)) {
     const float zeros[kElements] = {};
     for (int chunk = 0; chunk < slice.size; chunk += kChunk) write(chunk, zeros);
-    if (is_first) write_ignored_row(job, row);
+    if (cluster_rank() == 0) write_ignored_row(job, row);
     return;
   }
 
@@ -569,10 +618,13 @@ int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // A multiple of 64, so that slices of aligned rows are aligned.
 int64_t slice_size(int64_t vocabulary, int64_t slices) { return 64 * divided(divided(vocabulary, slices), 64); }
 
-// Without their memory. How a row is cut follows from the vocabulary alone, so that the other rows do not matter.
-Slices slices_of(int64_t vocabulary, int64_t k) {
+// Without their memory. How a row is cut follows from the vocabulary, the dtype and the GPU alone, so that the other
+// rows do not matter.
+Slices slices_of(int64_t vocabulary, int64_t k, int64_t element_size) {
+  // Two blocks at least have room on a multiprocessor: three where there is more of it, as on 9.0.
+  const int64_t bytes = current_device().shared_per_block < 128 * 1024 ? 32 * 1024 : 64 * 1024;
   Slices slices{};
-  slices.size = slice_size(vocabulary, divided(vocabulary, kSlice));
+  slices.size = slice_size(vocabulary, divided(vocabulary, bytes / element_size));
   slices.count = static_cast<int>(divided(vocabulary, slices.size));
   slices.kept = static_cast<int>(smaller(k, slices.size));
   return slices;
@@ -580,25 +632,27 @@ Slices slices_of(int64_t vocabulary, int64_t k) {
 
 template <class T>
 void launch_slices(const MistakeCrossEntropy& job, int64_t rows, void* scratch, Stream stream) {
-  Slices slices = slices_of(job.vocabulary, job.k);
+  Slices slices = slices_of(job.vocabulary, job.k, sizeof(T));
   const int64_t blocks = rows * slices.count;
   slices.sums = static_cast<SliceSums*>(scratch);
   slices.best = reinterpret_cast<uint64_t*>(slices.sums + blocks);
   slices.found = slices.kept > kRoom ? slices.best + blocks * slices.kept : nullptr;
-  Launch how{.blocks = blocks, .threads = kThreads, .stream = stream};
-  if (slices.count == 1 || (slices.count <= kFewSlices && current_device().capability >= 90)) {
-    how.cluster = slices.count;
-    return launch(slices_kernel<T, true>, how, job, slices);
-  }
-  launch(slices_kernel<T, false>, how, job, slices);
-  launch(merge_kernel<T>, {.blocks = rows, .threads = kMergeThreads, .stream = stream}, job, slices);
+  slices.arrived = reinterpret_cast<unsigned*>(slices.best + (slices.found ? 2 : 1) * blocks * slices.kept);
+  set_to_zero(slices.arrived, rows * sizeof(unsigned), stream);
+  const int64_t held = HeldSlice<T>::room(slices.size), merged = kMergedEntries * sizeof(uint64_t);
+  launch(slices_kernel<T>,
+         {.blocks = blocks,
+          .threads = kThreads,
+          .stream = stream,
+          .shared = static_cast<size_t>(held > merged ? held : merged)},
+         job, slices);
 }
 
 template <class T>
 void launch_whole(const MistakeCrossEntropy& job, int64_t rows, Stream stream) {
   const Device device = current_device();
   unsigned blocks = 1;
-  while (device.capability >= 90 && blocks < 8 && blocks * (kSlice / 2) < job.vocabulary) blocks *= 2;
+  while (device.capability >= 90 && blocks < 8 && blocks * 4 * kChunk < job.vocabulary) blocks *= 2;
   const int64_t size = slice_size(job.vocabulary, blocks);
   const size_t shared = size * sizeof(float);
   const bool has_room = shared + 4096 <= device.shared_per_block;  // there are a few variables besides
@@ -607,12 +661,13 @@ void launch_whole(const MistakeCrossEntropy& job, int64_t rows, Stream stream) {
 
 }  // namespace
 
-int64_t mistake_cross_entropy_scratch(int64_t rows, int64_t vocabulary, int64_t k) {
+int64_t mistake_cross_entropy_scratch(int64_t rows, int64_t vocabulary, int64_t k, DType dtype) {
   if (k == 0) return 0;
-  const Slices slices = slices_of(vocabulary, k);
+  const Slices slices = slices_of(vocabulary, k, dtype == DType::kFloat32 ? 4 : 2);
   const int64_t lists = slices.kept > kRoom ? 2 : 1;
   return rows * slices.count *
-         static_cast<int64_t>(sizeof(SliceSums) + lists * slices.kept * static_cast<int64_t>(sizeof(uint64_t)));
+             static_cast<int64_t>(sizeof(SliceSums) + lists * slices.kept * static_cast<int64_t>(sizeof(uint64_t))) +
+         rows * static_cast<int64_t>(sizeof(unsigned));
 }
 
 void mistake_cross_entropy(const MistakeCrossEntropy& job, int64_t rows, void* scratch, Stream stream) {

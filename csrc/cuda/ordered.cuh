@@ -29,25 +29,27 @@ struct Hands {
 // with a barrier between two calls.
 __device__ __forceinline__ float reached_by(int k, float largest) {
   COPILOT_SHARED(Hands, hands);
-  unsigned threads = 1;  // of a hand
-  while (threads < 32 && (blockDim.x > threads * kMostHands || static_cast<unsigned>(4 * k) * threads <= blockDim.x)) {
+  unsigned threads = 1, count = blockDim.x, hand = threadIdx.x;  // threads of a hand, hands, this thread's
+  while (threads < 32 && (count > kMostHands || static_cast<unsigned>(4 * k) <= count)) {
     largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, static_cast<int>(threads)));
     threads *= 2;
+    count /= 2;
+    hand /= 2;
   }
-  const unsigned count = blockDim.x / threads, hand = threadIdx.x / threads;
-  const bool is_first = threadIdx.x % threads == 0;
   // No two are equal, at the cost of the last bits, which lower the result a little.
   const uint32_t mine = (ordered(largest) & ~(kMostHands - 1)) | (kMostHands - 1 - hand);
-  if (is_first) hands.largest[hand] = mine;
+  const unsigned part = threadIdx.x % threads;
+  if (part == 0) hands.largest[hand] = mine;
   if (threadIdx.x == 0) hands.reached = -kInfinity;
   __syncthreads();
-  if (is_first) {
-    int larger = 0;
-#pragma unroll 8
-    for (unsigned i = 0; i < count; ++i) larger += hands.largest[i] > mine;
-    // That of -infinity would be NaN.
-    if (larger == k - 1 && largest > -kInfinity) hands.reached = of_ordered(mine & ~(kMostHands - 1));
+  int larger = 0;
+#pragma unroll 4
+  for (unsigned i = part; i < count; i += threads) larger += hands.largest[i] > mine;
+  for (unsigned mask = 1; mask < threads; mask *= 2) {
+    larger += __shfl_xor_sync(kFullMask, larger, static_cast<int>(mask));
   }
+  // That of -infinity would be NaN.
+  if (part == 0 && larger == k - 1 && largest > -kInfinity) hands.reached = of_ordered(mine & ~(kMostHands - 1));
   __syncthreads();
   return hands.reached;
 }

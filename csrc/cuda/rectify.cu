@@ -11,7 +11,7 @@ namespace copilot::cuda {
 namespace {
 
 template <Exchange exchange, bool kDense>
-__global__ void __launch_bounds__(kSliceThreads, kDense ? 4 : 5)
+__global__ void __launch_bounds__(kSliceThreads, exchange == Exchange::kMemory && kDense ? 4 : 5)
     rectify_slice(const __grid_constant__ Rectification job, float* out) {
   RowSlice<kDense, kDense ? 8 : 16> slice(job);
   slice.load();

@@ -38,7 +38,7 @@ inline int64_t most_slices(const Device& device) { return std::max(8u, most_bloc
 
 // Follows from the vocabulary and the GPU alone, as results do.
 inline SliceSplit split_of(int64_t vocabulary, const Device& device) {
-  if (vocabulary > std::numeric_limits<int>::max()) throw std::runtime_error("a vocabulary beyond 32 bits");
+  if (vocabulary > int64_t{1} << 30) throw std::runtime_error("a vocabulary beyond 2^30");
   const int64_t longest = (device.shared_per_block - kSharedBesideSlice) / sizeof(float) / 64 * 64;
   const int64_t most = most_slices(device);
   int64_t slices = 1;
@@ -235,8 +235,8 @@ class RowSlice {
       : job_(job),
         row_(blockIdx.x / job.split.slices),
         first_(static_cast<int>(blockIdx.x % job.split.slices) * job.split.length) {
-    const int64_t left = job.inputs.vocabulary - first_;
-    count_ = left < job.split.length ? static_cast<int>(left) : job.split.length;
+    const int end = first_ + job.split.length;
+    count_ = (end < job.inputs.vocabulary ? end : static_cast<int>(job.inputs.vocabulary)) - first_;
   }
 
   __device__ __forceinline__ int64_t row() const { return row_; }
@@ -250,9 +250,9 @@ class RowSlice {
   // Reads the slice and sums it up, for all threads. Where candidates are hidden they are -infinity in each_pack().
   __device__ __forceinline__ void load(bool hides_candidates = false) {
     announce_block();
-    const bool has_candidate = threadIdx.x < job_.inputs.n_candidates;
+    const bool has_candidate = !kDense && threadIdx.x < job_.inputs.n_candidates;
     if (has_candidate) own_candidate_ = candidate_without_z(threadIdx.x);
-    changed()[threadIdx.x] = false;
+    if (!kDense) changed()[threadIdx.x] = false;
     own_ = {no_sum(), no_sum()};
     with_row(job_.inputs.logits, row_, [&](const auto* logits) {
       if constexpr (kDense) {
@@ -316,7 +316,7 @@ class RowSlice {
   // the token first() + at.
   template <class F>
   __device__ __forceinline__ void each_candidate(const Solution& solution, F&& f) const {
-    if (job_.inputs.n_candidates == 0 || is_logit()) return;
+    if (kDense || job_.inputs.n_candidates == 0 || is_logit()) return;
     __syncthreads();
     each_candidate_of_row([&](const Candidate& candidate) {
       const int at = static_cast<int>(candidate.token) - first_;
@@ -521,7 +521,8 @@ class RowSlice {
 
   template <class F>
   __device__ __forceinline__ void each_candidate_of_row(F&& f) const {
-    for (int64_t i = threadIdx.x; i < job_.inputs.n_candidates; i += blockDim.x) {
+    const int count = static_cast<int>(job_.inputs.n_candidates);
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
       Candidate candidate = own_candidate_;
       if (i != threadIdx.x) {
         candidate = candidate_without_z(i);

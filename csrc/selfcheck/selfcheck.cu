@@ -382,7 +382,7 @@ void run(const MistakeCase& of, Check& mistake, Check& backward) {
   Both<float> loss(unwritten<float>(rows)), largest_and_total(unwritten<float>(2 * rows)),
       top_prob(unwritten<float>(rows * kept)), target_prob(unwritten<float>(rows)), rest_mass(unwritten<float>(rows)),
       rest_square(unwritten<float>(rows));
-  Both<char> scratch(unwritten<char>(cuda::mistake_cross_entropy_scratch(rows, of.vocabulary, of.k)));
+  Both<char> scratch(unwritten<char>(cuda::mistake_cross_entropy_scratch(rows, of.vocabulary, of.k, of.dtype)));
   const auto job = [&](auto side) -> MistakeCrossEntropy {
     return {side(logits),    of.vocabulary,           side(labels),    ignored,        of.k,
             side(loss),      side(largest_and_total), side(top_index), side(top_prob), side(target_prob),

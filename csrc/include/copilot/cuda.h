@@ -18,7 +18,7 @@ void candidate_loss(const CandidateLoss& job, int64_t n_rows, Stream stream);
 void candidate_loss_backward(const CandidateLossBackward& job, int64_t n_rows, Stream stream);
 
 // With scratch memory of that many bytes, aligned to 8 of them.
-int64_t mistake_cross_entropy_scratch(int64_t rows, int64_t vocabulary, int64_t k);
+int64_t mistake_cross_entropy_scratch(int64_t rows, int64_t vocabulary, int64_t k, DType dtype);
 void mistake_cross_entropy(const MistakeCrossEntropy& job, int64_t rows, void* scratch, Stream stream);
 void mistake_cross_entropy_backward(const MistakeCrossEntropyBackward& job, int64_t rows, Stream stream);
 

@@ -20,7 +20,8 @@ MistakeFields mistake_cross_entropy_gpu(Tensor logits, Tensor labels, std::optio
   MistakeFields fields = mistake_fields(logits, k);
   const MistakeCrossEntropy job = mistake_job(logits, labels, k, ignore_index, fields);
   const int64_t count = logits.size(0);
-  Tensor scratch = empty({cuda::mistake_cross_entropy_scratch(count, job.vocabulary, job.k)}, ScalarType::Byte, logits);
+  const int64_t bytes = cuda::mistake_cross_entropy_scratch(count, job.vocabulary, job.k, job.logits.dtype);
+  Tensor scratch = empty({bytes}, ScalarType::Byte, logits);
   cuda::mistake_cross_entropy(job, count, scratch.mutable_data_ptr(), gpu.stream());
   return fields;
 }
