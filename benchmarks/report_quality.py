@@ -68,6 +68,7 @@ def per_token(arm: dict[str, Any], name: str) -> NDArray[np.float64] | None:
 
 
 EXACT = Metric("exact match, % ↑", lambda arm: arm.get("exact"), scale=100, digits=1)
+BEAMS = Metric("exact match of 4 beams, % ↑", lambda arm: arm.get("exact, 4 beams"), scale=100, digits=1)
 ANSWERS = Metric("right answers, % ↑", lambda arm: arm.get("answers, greedy"), scale=100, digits=1)
 BRIER = Metric("Brier score ↓", lambda arm: per_token(arm, "brier"))
 HIT = Metric("Hit@10 ↑", lambda arm: per_token(arm, "hit@10"))
@@ -76,7 +77,7 @@ NLL = Metric("NLL ↓", lambda arm: per_token(arm, "nll"))
 METRICS = {
     "written_answers": [EXACT, ANSWERS, BRIER, NLL],
     "next_item": [HIT, NDCG, NLL],
-    "equations": [EXACT, BRIER, NLL],
+    "equations": [EXACT, BEAMS, BRIER, NLL],
 }
 # The overview's rows, by experiment, and its columns: the first of these arms that there is.
 OVERVIEW = {

@@ -10,8 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from models import small_t5
 from tasks import HeldOut, per_example
+from torch.nn import functional as F
 
 from copilot import PilotCopilotForSeq2SeqLM
 from copilot.calibration import Scores
@@ -116,5 +118,20 @@ class Equations:
         return {name: PilotCopilotForSeq2SeqLM.from_pilot(pilot, **design) for name, design in designs.items()}
 
     def judge(self, pair: PilotCopilotModel, found: Scores, strength: float, write: bool) -> dict[str, Any]:
-        """Per problem: the teacher-forced scores, of which `exact` is that of greedy decoding."""
-        return per_example(found)
+        """Per problem: the teacher-forced scores, `exact` being that of greedy decoding; if `write`, that of beams too."""
+        facts = per_example(found)
+        if write:
+            facts["exact, 4 beams"] = self.exact(pair, strength=strength, num_beams=4)
+        return facts
+
+    @torch.no_grad()
+    def exact(self, pair: PilotCopilotModel, **generation: Any) -> list[int]:
+        """Whether the equation that is written freely is the one asked for, 0 or 1 per held-out problem."""
+        found = []
+        for batch in self.held_out("held_out").batches:
+            asked = F.pad(batch.pop("labels").clamp(min=PAD), (0, 1), value=PAD)
+            longest = asked.shape[1]  # one more than any that is right
+            written = pair.generate(**batch, max_new_tokens=longest, do_sample=False, **generation)[:, 1:]
+            written = F.pad(written, (0, longest - written.shape[1]), value=PAD)
+            found += (asked == written).all(1).int().tolist()
+        return found
