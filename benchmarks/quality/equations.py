@@ -118,7 +118,7 @@ class Equations:
         return {name: PilotCopilotForSeq2SeqLM.from_pilot(pilot, **design) for name, design in designs.items()}
 
     def judge(self, pair: PilotCopilotModel, found: Scores, strength: float, write: bool) -> dict[str, Any]:
-        """Per problem: the teacher-forced scores, `exact` being that of greedy decoding; if `write`, that of beams too."""
+        """Per problem: the teacher-forced scores, `exact` being that of greedy decoding; if `write`, of beams too."""
         facts = per_example(found)
         if write:
             facts["exact, 4 beams"] = self.exact(pair, strength=strength, num_beams=4)
