@@ -169,4 +169,5 @@ def test_exact_is_what_the_encoder_decoder_writes(quality: Any, problems: str) -
     seen = held_out.collect({"pair": pair}).held["pair"]
     exact = task.judge(pair, scores(seen, 0.0, "simplex", "probability"), 0.0, False)["exact"]
     assert exact == task.exact(pair, strength=0)
+    assert exact == task.exact(pair, strength=0, num_beams=4)
     assert any(exact)

@@ -133,5 +133,7 @@ class Equations:
             longest = asked.shape[1]  # one more than any that is right
             written = pair.generate(**batch, max_new_tokens=longest, do_sample=False, **generation)[:, 1:]
             written = F.pad(written, (0, longest - written.shape[1]), value=PAD)
+            ends = (written == END).cumsum(1)  # beams go on with it
+            written = written.masked_fill(ends.cumsum(1) > 1, PAD)
             found += (asked == written).all(1).int().tolist()
         return found
