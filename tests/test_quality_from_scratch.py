@@ -6,6 +6,7 @@ import json
 import math
 import random
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,14 @@ def test_exact_is_what_the_encoder_decoder_writes(quality: Any, problems: str) -
     assert exact == task.exact(pair, strength=0)
     assert exact == task.exact(pair, strength=0, num_beams=4)
     assert any(exact)
+
+
+def test_an_equation_ends_with_its_first_end_marker(quality: Any, problems: str) -> None:
+    task = quality.equations.Equations(data=problems, held_out_size=4, validation_size=2)
+    (batch,) = task.held_out("held_out").batches
+    start, end = torch.zeros(4, 1, dtype=torch.long), torch.full((4, 1), task.vocabulary["</s>"])
+    asked = batch["labels"].clamp(min=0)  # all of one length
+    beams = types.SimpleNamespace(generate=lambda **_: torch.cat([start, asked, end], 1))  # which go on with the marker
+    assert task.exact(beams) == [1] * 4
+    longer = types.SimpleNamespace(generate=lambda **_: torch.cat([start, asked[:, :-1], asked[:, :1], end], 1))
+    assert task.exact(longer) == [0] * 4

@@ -465,25 +465,16 @@ __device__ __forceinline__ float max_or_nan(float a, float b) { return a != a ||
 #ifndef COPILOT_EMULATION
 
 // Of two words of two elements each.
-template <bool kNaN>
-__device__ __forceinline__ uint32_t max_of_words(uint32_t a, uint32_t b, BFloat16) {
-  uint32_t max;
-  if constexpr (kNaN) {
-    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
-  } else {
-    asm("max.bf16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
-  }
-  return max;
-}
-template <bool kNaN>
-__device__ __forceinline__ uint32_t max_of_words(uint32_t a, uint32_t b, Float16) {
-  uint32_t max;
-  if constexpr (kNaN) {
-    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
-  } else {
-    asm("max.f16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
-  }
-  return max;
+template <bool kNaN, class T>
+__device__ __forceinline__ uint32_t max_of_words(uint32_t a, uint32_t b) {
+  using Two = std::conditional_t<std::is_same_v<T, BFloat16>, __nv_bfloat162, __half2>;
+  Two x, y;
+  memcpy(&x, &a, sizeof(a));
+  memcpy(&y, &b, sizeof(b));
+  const Two max = kNaN ? __hmax2_nan(x, y) : __hmax2(x, y);
+  uint32_t word;
+  memcpy(&word, &max, sizeof(word));
+  return word;
 }
 
 #endif
@@ -508,8 +499,8 @@ __device__ __forceinline__ float largest_of(const Pack<T>& pack) {
   } else {
     uint32_t words[4];
     memcpy(words, &pack, sizeof(pack));
-    const uint32_t max = max_of_words<kNaN>(max_of_words<kNaN>(words[0], words[1], T{}),
-                                            max_of_words<kNaN>(words[2], words[3], T{}), T{});
+    const uint32_t max =
+        max_of_words<kNaN, T>(max_of_words<kNaN, T>(words[0], words[1]), max_of_words<kNaN, T>(words[2], words[3]));
     T two[2];
     memcpy(two, &max, sizeof(max));
     return larger(to_float(two[0]), to_float(two[1]));
