@@ -50,9 +50,6 @@ inline float largest_delta(const P* prob, const D* delta, int64_t k, bool others
 // w; a token with p = 0 may have a larger delta than `shift`. A NaN of either stays.
 inline Floats weight_of(Floats p, Floats d, float shift) { return p * exp(minimum(Floats{}, d - shift)); }
 
-inline float exp_of(float x) { return exp(broadcast(x))[0]; }
-inline float log_of(float x) { return log(broadcast(x))[0]; }
-
 // Where the row's target stands among its kept tokens, or -1.
 inline int64_t place_of_target(const Candidates& candidates, int64_t i) {
   if (candidates.top_index == nullptr) return candidates.target[i];
@@ -89,7 +86,7 @@ inline float squared_loss(const CandidateLoss& job, int64_t i, const P* prob, co
     sums[0] += weight_of(p, d, shift);
     sums[1] += p;
   });
-  const float unchanged = others ? exp_of(-shift) : 0.0f;
+  const float unchanged = others ? exp(-shift) : 0.0f;
   const float factor = (mass + rest) / (weight + rest * unchanged);
   const auto [square] = sums_of_row<1>(prob, delta, k, [&](Floats p, Floats d, Floats* sums) {
     const Floats q = weight_of(p, d, shift) * factor;
@@ -120,11 +117,11 @@ inline float logarithmic_loss(const CandidateLoss& job, int64_t i, const P* prob
         sums[1] += p;
         sums[2] += select(p > 0.0f, p * (d - shift), Floats{});
       });
-  const float total = weight + rest * (others ? exp_of(-shift) : 0.0f);
-  const float log_total = log_of(total);
+  const float total = weight + rest * (others ? exp(-shift) : 0.0f);
+  const float log_total = log(total);
   const int64_t place = place_of_target(job.candidates, i);
   const float of_target = (place < 0 ? 0.0f : load_one(delta + place)[0]) - shift;
-  const float log_q_target = log_of(std::max(target_prob, std::numeric_limits<float>::min())) + of_target - log_total;
+  const float log_q_target = log(std::max(target_prob, std::numeric_limits<float>::min())) + of_target - log_total;
   if (job.candidates.objective == Objective::kCrossEntropy) {
     job.gradient[i] = {shift, 1.0f / total, 0.0f};
     return -log_q_target;
@@ -134,7 +131,7 @@ inline float logarithmic_loss(const CandidateLoss& job, int64_t i, const P* prob
   const float log_ratio = log_total - 0.693147181f;  // log(t_v / q_v) of a token v with delta_v = shift
   const float kept = mass * log_ratio - moved;
   const float not_kept = others ? rest * (log_ratio + shift) : rest;
-  return 0.5f * (kept + not_kept - target_prob * (log_ratio - of_target)) + t * (log_of(t) - log_q_target);
+  return 0.5f * (kept + not_kept - target_prob * (log_ratio - of_target)) + t * (log(t) - log_q_target);
 }
 
 inline void candidate_loss(const CandidateLoss& job, int64_t begin, int64_t end) {

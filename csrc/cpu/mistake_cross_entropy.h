@@ -6,24 +6,6 @@
 
 namespace copilot::COPILOT_TARGET {
 
-// exp(x) to 1 ulp for x <= 0, and 0 for what is below the smallest normal number: half the work of exp().
-inline Floats weight_of(Floats x) {
-  // Adding it rounds to a whole number n, and leaves n + 127, which is 2^n as an exponent, in the last bits.
-  const Floats shifter = broadcast(0x1.8p23f + 127.0f);
-  const Floats shifted = x * 0x1.715476p+0f + shifter;
-  const Floats n = shifted - shifter;
-  Floats r = x - n * 0x1.62e400p-1f;  // log(2) in two parts
-  r = r - n * 0x1.7f7d1cp-20f;
-  Floats p = broadcast(0x1.6d432ap-10f);  // the polynomial of exp()
-  p = p * r + 0x1.120b74p-7f;
-  p = p * r + 0x1.5554e8p-5f;
-  p = p * r + 0x1.5554dcp-3f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return x < -0x1.5d58ap6f ? Floats{} : p * bits<Floats>(bits<Ints>(shifted) << 23);
-}
-
 // Vectors that are added up as they are: equal ones, which round the same way, are off by 2^-20 at most.
 constexpr int64_t kRun = 16 * kLanes;
 
@@ -60,12 +42,12 @@ inline double exponentials(float* values, int64_t count, float largest) {
     const int64_t end = std::min(start + kRun, count);
     int64_t i = start;
     for (; i + kLanes <= end; i += kLanes) {
-      const Floats weight = weight_of(load(values + i) - largest);
+      const Floats weight = exp(load(values + i) - largest);
       store(values + i, weight);
       mass += weight;
     }
     if (i < end) {
-      const Floats weight = weight_of(load_some(values + i, end - i, kNothing) - largest);
+      const Floats weight = exp(load_some(values + i, end - i, kNothing) - largest);
       store_some(values + i, weight, end - i);
       mass += weight;
     }
@@ -96,7 +78,7 @@ inline Sums sums_of_rest(const T* row, int64_t count, const std::vector<Entry>& 
       Floats mass{}, square{};
       for (int64_t i = run; i < end; i += kLanes) {
         __builtin_prefetch(next_row + start + i, 0, 2);
-        const Floats weight = weight_of(load(chunk + i) - largest);
+        const Floats weight = exp(load(chunk + i) - largest);
         mass += weight;
         square += weight * weight;
       }
@@ -124,8 +106,6 @@ inline float copy_of_row(const T* row, int64_t count, float* out) {
   }
   return maximum(most);
 }
-
-inline float weight_of(float x) { return weight_of(broadcast(x))[0]; }
 
 inline int64_t kept_tokens(const MistakeCrossEntropy& job) { return job.k > 0 ? job.k : job.vocabulary; }
 
@@ -157,7 +137,7 @@ inline void mistake_of_row(const MistakeCrossEntropy& job, int64_t n, const T* r
   job.loss[n] = static_cast<float>(std::log(total) + (static_cast<double>(largest) - target));
   job.largest_and_total[2 * n] = largest;
   job.largest_and_total[2 * n + 1] = static_cast<float>(total);
-  job.target_prob[n] = weight_of(target - largest) * factor;
+  job.target_prob[n] = exp(target - largest) * factor;
   job.rest_mass[n] = static_cast<float>(rest.mass / total);
   job.rest_square[n] = static_cast<float>(rest.square / (total * total));
 }
@@ -199,13 +179,13 @@ inline void gradient_of_row(const MistakeCrossEntropyBackward& job, int64_t n, c
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     __builtin_prefetch(row + i + kAhead, 0, 2);
-    store(out + i, weight_of(load(row + i) - largest) * (grad * factor));
+    store(out + i, exp(load(row + i) - largest) * (grad * factor));
   }
   if (i < count) {
     const Floats value = load_some(row + i, count - i, kNothing);
-    store_some(out + i, weight_of(value - largest) * (grad * factor), count - i);
+    store_some(out + i, exp(value - largest) * (grad * factor), count - i);
   }
-  store_some(out + job.labels[n], broadcast(grad * (weight_of(target - largest) * factor - 1.0f)), 1);
+  store_some(out + job.labels[n], broadcast(grad * (exp(target - largest) * factor - 1.0f)), 1);
 }
 
 inline void mistake_cross_entropy_backward(const MistakeCrossEntropyBackward& job, int64_t begin, int64_t end) {

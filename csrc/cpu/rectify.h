@@ -15,9 +15,6 @@ constexpr int64_t kUnrolled = 4;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 static_assert(kChunk % (kUnrolled * kLanes) == 0);
 
-inline float logarithm(float x) { return log(broadcast(x))[0]; }
-inline float exponential(float x) { return exp(broadcast(x))[0]; }
-
 // ---- Chunks ----
 
 // A chunk of a row as kChunk floats: the row itself where it can be, else `buffer`, with `fill` behind the row's end.
@@ -130,7 +127,7 @@ inline LogSum combine(const Partials& partials, int64_t size) {
   for (int64_t i = 0; i < size; i += kLanes) largest = maximum(load(partials.max + i), largest);
   const float max = maximum(largest);
   for (int64_t i = 0; i < size; i += kLanes) total += load(partials.sum + i) * exp(load(partials.max + i) - max);
-  return {max, logarithm(sum(total))};
+  return {max, log(sum(total))};
 }
 
 // ---- Rectified entries ----
@@ -147,28 +144,24 @@ inline Floats corrected(const Rectify& job, Floats z, Floats delta) {
   }
 }
 
-// log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0. What is below e^-87 counts as that.
+// log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0. What is below e^-87, or NaN (of equal
+// infinities), counts as that.
 inline Floats log_mean(Floats difference, Floats weight, Floats one_minus_weight) {
-  const Exponential e = exponential_of(maximum(broadcast(-87.0f), difference));  // a NaN stays
-  const Floats scale = power_of_two(__builtin_convertvector(e.n, Ints));
-  const Floats scaled = scale * e.expm1;  // exp(difference) - scale
-  const Ints near = difference > -1.0f;
-  const Floats x = weight * (scaled + (scale - 1.0f));
-  const Floats mean = near ? x + 1.0f : one_minus_weight + weight * (scaled + scale);
-  const Floats lost = near ? x - (mean - 1.0f) : Floats{};  // by the rounding of 1 + x
+  const Exponential e = exponential_of(maximum(difference, broadcast(-87.0f)));
+  const Floats scaled = e.scale * e.expm1;  // exp(difference) - scale
+  const Floats mean = one_minus_weight + weight * (scaled + e.scale);
+  const Floats exact = weight * (scaled + (e.scale - 1.0f));  // mean - 1, where that is near 0
+  const Floats lost = difference > -1.0f ? exact - (mean - 1.0f) : Floats{};
   const Logarithm parts = logarithm_of(mean);
-  const Floats result = log_from(__builtin_convertvector(parts.n, Floats), parts.m + lost * power_of_two(-parts.n));
-  return mean > 0.0f ? result : mean;  // a NaN
+  return log_from(parts.n, parts.m + lost * parts.inverse_scale);
 }
 
-// log p~ of the simplex mixture, the larger of p and q factored out.
-inline Floats mix(const Rectify& job, Floats log_p, Floats log_q, Floats difference) {
+// log p~ of the simplex mixture relative to the larger of p and q, from log q - log p.
+inline Floats mix(const Rectify& job, Floats difference) {
   const Floats of_q = broadcast(static_cast<float>(job.strength));
   const Floats of_p = broadcast(static_cast<float>(1.0 - job.strength));
   const Ints q_is_larger = difference > 0.0f;
-  const Floats mean =
-      log_mean(q_is_larger ? -difference : difference, q_is_larger ? of_p : of_q, q_is_larger ? of_q : of_p);
-  return (q_is_larger ? log_q : log_p) + mean;
+  return log_mean(q_is_larger ? -difference : difference, q_is_larger ? of_p : of_q, q_is_larger ? of_q : of_p);
 }
 
 // p^ + lambda delta of the linear rectifier, clamped.
@@ -196,9 +189,10 @@ struct Solution {
 inline void solve_simplex(const Rectify& job, Solution& row) {
   // log q - log p of every entry without correction
   const float difference = row.pilot.max - row.corrected.max + (row.pilot.log_sum - row.corrected.log_sum);
+  if (std::isnan(difference)) row.pilot.log_sum = difference;  // so that every entry is
   const LogSum& larger = difference > 0.0f ? row.corrected : row.pilot;
   row.max = larger.max;
-  row.shift = larger.log_sum - mix(job, Floats{}, Floats{}, broadcast(difference))[0];
+  row.shift = larger.log_sum - mix(job, broadcast(difference))[0];
 }
 
 inline float total_moved(const Rectify& job, int64_t row, const RowPartials& partials, const LogSum& pilot) {
@@ -214,10 +208,10 @@ inline float total_moved(const Rectify& job, int64_t row, const RowPartials& par
 
 inline void solve_linear(const Rectify& job, int64_t index, const RowPartials& partials, Solution& row) {
   const float log_rest = row.corrected.max - row.pilot.max + (row.corrected.log_sum - row.pilot.log_sum);
-  const float rest = row.corrected.max == -kInfinity ? 0.0f : exponential(log_rest);
+  const float rest = row.corrected.max == -kInfinity ? 0.0f : exp(log_rest);
   const float total = rest + total_moved(job, index, partials, row.pilot);
   row.all_zero = total == 0.0f;
-  row.log_total = row.all_zero ? 0.0f : logarithm(total);
+  row.log_total = row.all_zero ? 0.0f : log(total);
   row.max = row.pilot.max;
   row.shift = row.pilot.log_sum + row.log_total;
 }
@@ -241,8 +235,9 @@ inline Floats rectified_linear(const Rectify& job, const Solution& row, Floats z
 
 inline Floats rectified_simplex(const Rectify& job, const Solution& row, Floats z, Floats delta) {
   const Floats log_p = z - row.pilot.max - row.pilot.log_sum;
-  const Floats log_q = corrected(job, z, delta) - row.corrected.max - row.corrected.log_sum;
-  return log_p == -kInfinity ? log_q : mix(job, log_p, log_q, log_q - log_p);
+  const Floats log_q = z + delta - row.corrected.max - row.corrected.log_sum;
+  const Floats difference = log_q - log_p;
+  return (difference > 0.0f ? log_q : log_p) + mix(job, difference);
 }
 
 inline Floats rectified(const Rectify& job, const Solution& row, Floats z, Floats delta) {

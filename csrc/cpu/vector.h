@@ -156,84 +156,70 @@ inline float maximum(Floats value) {
 
 // ---- exp and log ----
 
-// exp(x) = 2^n (1 + expm1), |expm1| < 0.42.
+// exp(x) = scale (1 + expm1) for x <= 0, |expm1| < 0.42. The scale is 2^n; below -87.336 it means nothing.
 struct Exponential {
-  Floats n;
+  Floats scale;
   Floats expm1;
 };
 
 inline Exponential exponential_of(Floats x) {
-  const Floats shifter = broadcast(0x1.8p23f);  // adding it rounds to the nearest whole number
+  // Adding it rounds to a whole number n, and leaves n + 127, which is 2^n as an exponent, in the last bits.
+  const Floats shifter = broadcast(0x1.8p23f + 127.0f);
   const Floats shifted = x * 0x1.715476p+0f + shifter;
   const Floats n = shifted - shifter;
   Floats r = x - n * 0x1.62e400p-1f;  // log(2) in two parts
   r = r - n * 0x1.7f7d1cp-20f;
   // (exp(r) - 1 - r) / r^2, Chebyshev interpolation for |r| <= log(2) / 2
-  Floats p = broadcast(0x1.6d432ap-10f);
-  p = p * r + 0x1.120b74p-7f;
-  p = p * r + 0x1.5554e8p-5f;
-  p = p * r + 0x1.5554dcp-3f;
-  p = p * r + 0.5f;
-  return {n, p * (r * r) + r};
+  const Floats square = r * r;
+  Floats p = square * 0x1.6d432ap-10f + (r * 0x1.120b74p-7f + 0x1.5554e8p-5f);
+  p = p * square + (r * 0x1.5554dcp-3f + 0.5f);
+  return {bits<Floats>(bits<Ints>(shifted) << 23), p * square + r};
 }
 
-// 2^n of whole numbers n from -126 to 127.
-inline Floats power_of_two(Ints n) { return bits<Floats>((n + 127) << 23); }
-
-// exp(x) to 1 ulp (2 ulp without FMA). Infinity above 88.73; 0 below -87.336, where results are no normal numbers: the
-// processor takes a hundred times as long for those, and masked entries are many.
+// exp(x) to 1.1 ulp for x <= 0, or above it by rounding. 0 below -87.336, where results are no normal
+// numbers: the processor takes a hundred times as long for those, and masked entries are many.
 inline Floats exp(Floats x) {
-  const Exponential e = exponential_of(minimum(broadcast(89.0f), maximum(broadcast(-88.0f), x)));  // a NaN stays
-  const Floats p = e.expm1 + 1.0f;
-  const Ints vanishes = x < -87.336f;
-#if defined(__x86_64__) && COPILOT_LANES == 16
-  const __mmask16 kept = ~_mm512_movepi32_mask(bits<__m512i>(vanishes));
-  return bits<Floats>(_mm512_maskz_scalef_ps(kept, bits<__m512>(p), bits<__m512>(e.n)));
-#else
-  // 2^n in two factors: 2^128 alone would be infinity.
-  const Ints whole = __builtin_convertvector(e.n, Ints);
-  const Ints half = whole >> 1;
-  return p * power_of_two(half) * (vanishes ? Floats{} : power_of_two(whole - half));
-#endif
+  const Exponential e = exponential_of(x);
+  return x < -0x1.5d58ap6f ? Floats{} : e.expm1 * e.scale + e.scale;
 }
 
 // x = 2^n (1 + m) of a normal x > 0, with 1 + m in [2/3, 4/3).
 struct Logarithm {
-  Ints n;
+  Floats n;
   Floats m;
+  Floats inverse_scale;  // 2^-n
 };
 
 inline Logarithm logarithm_of(Floats x) {
   const Ints word = bits<Ints>(x);
-  const Ints n = (word - 0x3f2aaaab) >> 23;
-  return {n, bits<Floats>(word - (n << 23)) - 1.0f};
+  const Ints n = (word - 0x3f2aaaab) >> 23, exponent = n << 23;
+  return {__builtin_convertvector(n, Floats), bits<Floats>(word - exponent) - 1.0f,
+          bits<Floats>(0x3f800000 - exponent)};
 }
 
 // log(2^n (1 + m)).
 inline Floats log_from(Floats n, Floats m) {
   // (log(1 + m) - m) / m^2, Chebyshev interpolation
-  Floats p = broadcast(0x1.e7c500p-4f);
-  p = p * m - 0x1.04cbb0p-3f;
-  p = p * m + 0x1.b98684p-4f;
-  p = p * m - 0x1.f483f2p-4f;
-  p = p * m + 0x1.24e94cp-3f;
-  p = p * m - 0x1.559140p-3f;
-  p = p * m + 0x1.9997d8p-3f;
-  p = p * m - 0x1.ffff28p-3f;
-  p = p * m + 0x1.555556p-2f;
-  p = p * m - 0.5f;
-  return n * 0x1.62e430p-1f + (p * (m * m) + m);
+  const Floats square = m * m;
+  Floats p = m * 0x1.e7c500p-4f - 0x1.04cbb0p-3f;
+  p = p * square + (m * 0x1.b98684p-4f - 0x1.f483f2p-4f);
+  p = p * square + (m * 0x1.24e94cp-3f - 0x1.559140p-3f);
+  p = p * square + (m * 0x1.9997d8p-3f - 0x1.ffff28p-3f);
+  p = p * square + (m * 0x1.555556p-2f - 0.5f);
+  return n * 0x1.62e430p-1f + (p * square + m);
 }
 
 // log(x) to 2 ulp for x >= 0: log(0) = -infinity; negative x and NaN give NaN.
 inline Floats log(Floats x) {
   const Ints tiny = x < 0x1p-126f;
   const Logarithm parts = logarithm_of(tiny ? x * 0x1p23f : x);
-  const Floats n = __builtin_convertvector(parts.n, Floats) - (tiny ? broadcast(23.0f) : Floats{});
-  Floats result = log_from(n, parts.m);
+  Floats result = log_from(parts.n - (tiny ? broadcast(23.0f) : Floats{}), parts.m);
   result = x > 0x1.fffffep127f ? x : result;
   result = x == 0.0f ? broadcast(-std::numeric_limits<float>::infinity()) : result;
   return x >= 0.0f ? result : broadcast(std::numeric_limits<float>::quiet_NaN());
 }
+
+inline float exp(float x) { return exp(broadcast(x))[0]; }
+inline float log(float x) { return log(broadcast(x))[0]; }
 
 }  // namespace copilot::COPILOT_TARGET
