@@ -24,11 +24,17 @@ inline float element(const T* row, int64_t index) {
 }
 
 inline bool any_lane(Ints mask) {
+#if defined(__x86_64__) && COPILOT_LANES == 16
+  return _mm512_movepi32_mask(bits<__m512i>(mask)) != 0;
+#elif defined(__x86_64__) && COPILOT_LANES == 8
+  return _mm256_movemask_ps(bits<__m256>(mask)) != 0;
+#else
   using Longs = int64_t __attribute__((vector_size(sizeof(Ints))));
   const Longs wide = bits<Longs>(mask);
   int64_t all = 0;
   for (int64_t i = 0; i < kLanes / 2; ++i) all |= wide[i];
   return all != 0;
+#endif
 }
 
 struct Entry {

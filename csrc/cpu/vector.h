@@ -43,16 +43,23 @@ inline Floats load(const float* from) {
   return value;
 }
 
-inline Floats load(const BFloat16* from) {
+// One instruction, where GCC makes four of the compiler's own conversion.
+inline Words load_halves(const void* from) {
   Halves word;
   std::memcpy(&word, from, sizeof(word));
-  return bits<Floats>(__builtin_convertvector(word, Words) << 16);
+#if defined(__x86_64__) && COPILOT_LANES == 16
+  return bits<Words>(_mm512_maskz_cvtepu16_epi32(-1, bits<__m256i>(word)));
+#elif defined(__x86_64__) && COPILOT_LANES == 8
+  return bits<Words>(_mm256_cvtepu16_epi32(bits<__m128i>(word)));
+#else
+  return __builtin_convertvector(word, Words);
+#endif
 }
 
+inline Floats load(const BFloat16* from) { return bits<Floats>(load_halves(from) << 16); }
+
 inline Floats load(const Float16* from) {
-  Halves word;
-  std::memcpy(&word, from, sizeof(word));
-  Words wide = __builtin_convertvector(word, Words);
+  Words wide = load_halves(from);
   // The exponent is rebiased by a product, which is exact and gets subnormals right; infinity and NaN need their own.
   Floats magnitude = bits<Floats>((wide & 0x7fffu) << 13) * 0x1p112f;
   Words special = bits<Words>(Ints((wide & 0x7c00u) == 0x7c00u)) & 0x7f800000u;
