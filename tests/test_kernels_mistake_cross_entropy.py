@@ -173,6 +173,18 @@ def test_far_below_zero_a_row_with_few_tokens_keeps_its_truth(largest, v, k):
     assert_accurate(logits, torch.tensor([5]), k)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, 32, 300, None])
+@pytest.mark.parametrize("masked", [-1e8, -1e9, -1e10, -1e30, torch.finfo(torch.float32).min, 1e10])
+def test_huge_finite_logits_keep_the_truth(masked, k, dtype):
+    """Masks that are not -infinity: few other tokens, in one part of the row, or none at all."""
+    masked = max(masked, torch.finfo(dtype).min)
+    logits = torch.full((3, 40000), masked)
+    logits[0, 3] = 0.0
+    logits[1, 100:150] = torch.linspace(-5, 5, 50)
+    assert_accurate(logits.to(dtype), torch.tensor([3, 120, 39999]), k)
+
+
 def test_masked_tokens_have_exactly_no_probability_and_no_gradient():
     logits, labels = random_rows(3, 1000)
     logits[:, ::2] = -torch.inf

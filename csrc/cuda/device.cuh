@@ -152,7 +152,6 @@ T* dynamic_shared() {
 inline unsigned cluster_rank() { return emulation::current->block->rank; }
 inline unsigned cluster_size() { return emulation::running->size(); }
 inline void cluster_sync() { emulation::current->block->cluster_barrier.wait(); }
-inline void cluster_arrive() { cluster_sync(); }
 inline void announce_block() {}
 inline void wait_for_blocks() {}
 template <class T>
@@ -180,8 +179,6 @@ __device__ __forceinline__ T* dynamic_shared() {
 __device__ __forceinline__ unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
 __device__ __forceinline__ unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
 __device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
-// A block's last statement, in place of a cluster_sync() of those that go on.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
 // A kernel's first statement, and what comes before the first of_peer(): until then a block may not have begun. After
 // the last of_peer() there must be a cluster_sync(): a block that has ended has no variables.
 __device__ __forceinline__ void announce_block() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::); }
@@ -195,7 +192,6 @@ __device__ __forceinline__ T* of_peer(T* address, unsigned rank) {
 __device__ __forceinline__ unsigned cluster_rank() { return 0; }
 __device__ __forceinline__ unsigned cluster_size() { return 1; }
 __device__ __forceinline__ void cluster_sync() { __syncthreads(); }
-__device__ __forceinline__ void cluster_arrive() {}
 __device__ __forceinline__ void announce_block() {}
 __device__ __forceinline__ void wait_for_blocks() {}
 template <class T>

@@ -111,10 +111,9 @@ struct Variable {
 };
 
 struct Block {
-  Block(dim3 index, dim3 size, dim3 grid, unsigned rank, size_t dynamic_size, Barrier& cluster_barrier)
+  Block(dim3 index, dim3 size, unsigned rank, size_t dynamic_size, Barrier& cluster_barrier)
       : index(index),
         size(size),
-        grid(grid),
         rank(rank),
         barrier(size.x),
         cluster_barrier(cluster_barrier),
@@ -132,7 +131,7 @@ struct Block {
     return found.bytes.get();
   }
 
-  dim3 index, size, grid;
+  dim3 index, size;
   unsigned rank;
   Barrier barrier;
   Barrier& cluster_barrier;
@@ -157,7 +156,7 @@ class Cluster {
     count_ = fibers.size();
     Cluster* outer = std::exchange(running, this);
     try {
-      for (unsigned x = 0; x < grid.x; x += cluster_size) run({x, 0, 0}, grid, block_size, cluster_size, shared);
+      for (unsigned x = 0; x < grid.x; x += cluster_size) run({x, 0, 0}, block_size, cluster_size, shared);
     } catch (...) {
       running = outer;
       throw;
@@ -177,13 +176,12 @@ class Cluster {
  private:
   static constexpr size_t kStack = 64 * 1024;
 
-  void run(dim3 first, dim3 grid, unsigned block_size, unsigned cluster_size, size_t shared) {
+  void run(dim3 first, unsigned block_size, unsigned cluster_size, size_t shared) {
     Barrier cluster_barrier(block_size * cluster_size);
     blocks_.clear();
     blocks_.reserve(cluster_size);
     for (unsigned rank = 0; rank < cluster_size; ++rank) {
-      blocks_.emplace_back(dim3{first.x + rank, first.y, first.z}, dim3{block_size}, grid, rank, shared,
-                           cluster_barrier);
+      blocks_.emplace_back(dim3{first.x + rank, first.y, first.z}, dim3{block_size}, rank, shared, cluster_barrier);
       for (unsigned thread = 0; thread < block_size; ++thread) {
         Fiber& fiber = fibers_[rank * block_size + thread];
         fiber.block = &blocks_.back();
@@ -288,7 +286,6 @@ inline T* of_peer(T* address, unsigned rank) {
 #define threadIdx (copilot::emulation::current->thread)
 #define blockIdx (copilot::emulation::current->block->index)
 #define blockDim (copilot::emulation::current->block->size)
-#define gridDim (copilot::emulation::current->block->grid)
 
 // ---- Barriers and warps; every lane takes part ----
 
@@ -343,7 +340,5 @@ inline void __threadfence() {}
 
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __logf(float x) { return std::log(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

@@ -7,8 +7,8 @@
 // what slices leave is 1 % of that. Sums run in float in a thread and in double over threads.
 //
 // With the whole vocabulary kept, a cluster of blocks holds a row in shared memory between its two reductions, so that
-// the logits are read once and the probabilities written once. Where there are no clusters, it is one block, and a row
-// that is too long for it is read three times.
+// the logits are read once and the probabilities written once. Where there are no clusters, it is one block. A row that
+// is too long for their memory is read three times.
 
 #include "ordered.cuh"
 
@@ -241,11 +241,13 @@ __device__ __forceinline__ Sweep sweep(const HeldSlice<T>& slice, uint64_t bar, 
   if (threadIdx.x == 0) count = 0;
   __syncthreads();
   const float least = value_of(bar), reference = fabsf(least) < kInfinity ? least : 0.0f;
-  // exp(z - reference), but for a factor that all have: what rounding makes of the product.
-  const float shift = reference * kLog2OfE;
-  const auto weight_of = [&](float value) { return fast_exp2(fmaf(value, kLog2OfE, -shift)); };
+  // exp(z - reference), but for a factor that all have: what rounding makes of the product. From 2^29 on that may be
+  // too much for a float; but there floats lie so far apart that only what equals the reference counts, to any base.
+  const float slope = fabsf(reference) < 0x1p29f ? kLog2OfE : 1.0f;
+  const float shift = reference * slope;
+  const auto weight_of = [&](float value) { return fast_exp2(fmaf(value, slope, -shift)); };
   float mass = 0.0f, square = 0.0f;
-  unsigned reaching = 0, bit = 1;  // packs that have such an entry: few of at most 32
+  unsigned reaching = 0, bit = 1;  // packs that have such an entry: few of at most 16
   slice.each_pack([&](const Pack<T>& pack, int) {
     float values[kPack<T>], of_pack = 0.0f, squares_of_pack = 0.0f;
     to_floats(pack, values);
@@ -293,7 +295,7 @@ __device__ __forceinline__ Sweep sweep(const HeldSlice<T>& slice, uint64_t bar, 
     }
   }
   __syncthreads();
-  const float factor = exp2f(-fmaf(reference, kLog2OfE, -shift));
+  const float factor = exp2f(-fmaf(reference, slope, -shift));
   return {count, reference, mass * factor, square * (factor * factor)};
 }
 

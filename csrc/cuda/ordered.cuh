@@ -24,7 +24,7 @@ struct Hands {
 };
 
 // Given the largest of what every thread has, a number that k of all reach at least, and few more do: the k-th largest
-// of what hands of threads have as their largest. There are 2 k hands, or less than twice as many, as long as there are
+// of what hands of threads have as their largest. There are from 2 k to 4 k hands, 8 at least, as long as there are
 // threads enough; if there are fewer than k, the result is -infinity. All threads of a block of whole warps call it,
 // with a barrier between two calls.
 __device__ __forceinline__ float reached_by(int k, float largest) {

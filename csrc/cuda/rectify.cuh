@@ -33,7 +33,7 @@ constexpr int64_t kSliceLength = 8192;   // what a row is split for, into up to 
 // Shared memory that a kernel has for other things than the slice, at most; tests/test_cuda_build.py holds it to that.
 constexpr size_t kSharedBesideSlice = 20 * 1024;
 
-// As many blocks as a cluster may have; more only where the slices would not fit.
+// As many blocks as a cluster may have, 8 where there are none; more only where the slices would not fit.
 inline int64_t most_slices(const Device& device) { return std::max(8u, most_blocks(device)); }
 
 // Follows from the vocabulary and the GPU alone, as results do.
