@@ -80,7 +80,7 @@ def train(
         with suppress(OSError):
             Path(arguments.output_dir).rmdir()  # only when nothing has been written to it
         raise
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # not to the hub yet: lambda is still to come
     trainer.save_state()  # with the history of the losses
     if trainer.is_world_process_zero():
         trainer.mistake_log.save(Path(arguments.output_dir) / LOG_FILE)
@@ -95,6 +95,8 @@ def train(
         pair.config.save_pretrained(arguments.output_dir)
         before, after = found.pilot.per_token()[0], found.pair.per_token()[0]
         print(f"lambda = {found.strength:.3f} on {len(validation_rows)} rows: Brier score {before:.4f} -> {after:.4f}")
+    if arguments.push_to_hub:
+        trainer.push_to_hub()
 
 
 def evaluate(data: DataArguments, evaluation: EvaluationArguments, generation: GenerationArguments) -> None:
@@ -202,7 +204,7 @@ def tokenizer_of_pair(pair: str, pilot: str | None = None) -> PreTrainedTokenize
 
 def load_pair(chosen: PairArguments) -> tuple[PilotCopilotModel, PreTrainedTokenizerBase]:
     """A saved pair, on the GPU when there is one, and its tokenizer."""
-    pair = classes_of(chosen.pair)[0].from_pretrained(chosen.pair, pilot=chosen.pilot)
+    pair = classes_of(chosen.pair)[0].from_pretrained(chosen.pair, pilot=chosen.pilot, pilot_dtype=chosen.dtype)
     tokenizer = tokenizer_of_pair(chosen.pair, chosen.pilot)
     return pair.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 

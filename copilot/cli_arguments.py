@@ -109,6 +109,9 @@ class PairArguments:
 
     pair: str = field(metadata={"help": "A trained pair: a folder or a hub id."})
     pilot: str | None = flag("The Pilot to attach the Copilot to; by default the one it was trained beside.")
+    dtype: str = flag(
+        "Type of the Pilot's weights: that of its training, for which lambda was chosen.", "float32", DTYPES
+    )
     strength: float | None = flag("lambda; 0 is the Pilot alone; by default the calibrated one.")
 
 

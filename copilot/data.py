@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from copilot.loss import IGNORE_INDEX
@@ -35,7 +35,8 @@ def prepare_dataset(
 
     - `{prompt, completion}`, two strings. They are tokenised apart, as they are at inference, and the completion gets
       an end-of-sequence token. Supervised: the completion (`completion_only_loss=False`: the prompt too). A row longer
-      than `max_length` loses the beginning of its prompt; a completion that is too long by itself loses its end.
+      than `max_length` loses the beginning of its prompt; a completion that is too long by itself loses its end. For
+      a decoder-only model both may be lists of messages instead, which the tokenizer's chat template writes.
     - `{messages}`, a conversation for the tokenizer's chat template. Supervised: everything, or only what the assistant
       said (`assistant_only_loss=True`). A row that is too long loses its beginning. Of several answers the Copilot
       reads the earlier ones as steps of its own, not as context as in generation; a row `{prompt, completion}` for each
@@ -128,6 +129,8 @@ class DataCollator:
 def _as_dataset(rows: Dataset | Iterable[Mapping[str, Any]]) -> Dataset:
     if isinstance(rows, Dataset):
         return rows.with_format(None)
+    if isinstance(rows, IterableDataset):
+        raise TypeError("dataset is an IterableDataset, expected one of known length: load it without streaming=True")
     given = type(rows).__name__
     if isinstance(rows, Mapping):
         given += f" of {', '.join(rows)}"
@@ -171,13 +174,34 @@ def _choose_encoder(
 def _encode_prompt_and_completion(
     row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only_loss: bool
 ) -> dict[str, Any]:
-    prompt = prompt_tokens(_string(row, "prompt"), tokenizer)
-    completion = _with_end(tokenizer(_string(row, "completion"), add_special_tokens=False).input_ids, tokenizer)
+    if isinstance(row["prompt"], list):
+        prompt, completion = _question_and_answer(row, tokenizer)
+    else:
+        prompt = prompt_tokens(_string(row, "prompt"), tokenizer)
+        completion = _with_end(tokenizer(_string(row, "completion"), add_special_tokens=False).input_ids, tokenizer)
     excess = len(prompt) + len(completion) - max_length
     completion = completion[:max_length]
     prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
     prompt_labels = [IGNORE_INDEX] * len(prompt) if completion_only_loss else prompt
     return _decoder_only_row(prompt + completion, prompt_labels + completion, cut=excess > 0)
+
+
+def _question_and_answer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens of the messages of a prompt and of a completion, as the chat template writes them."""
+    if tokenizer.chat_template is None:
+        raise ValueError("processing_class has no chat_template, which messages in the column prompt need")
+    question, answer = _messages(row, "prompt"), _messages(row, "completion")
+    asked = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+    whole = str(tokenizer.apply_chat_template(question + answer, tokenize=False))
+    if not whole.startswith(asked):
+        raise ValueError(
+            "the chat_template of processing_class does not begin an answer as it prompts for one, so that the "
+            "completion cannot be located; give strings instead"
+        )
+    asked_tokens, answer_tokens = (
+        tokenizer(text, add_special_tokens=False).input_ids for text in (asked, whole.removeprefix(asked))
+    )
+    return asked_tokens, answer_tokens
 
 
 def prompt_tokens(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -202,10 +226,7 @@ def _encode_messages(
 ) -> dict[str, Any]:
     input_ids: list[int] = []
     labels: list[int] = []
-    messages = row["messages"]
-    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        raise ValueError(f"the column messages holds {messages!r}, expected lists of {{role, content}}")
-    for text, from_assistant in _turns(messages, tokenizer):
+    for text, from_assistant in _turns(_messages(row, "messages"), tokenizer):
         # Turns are tokenised apart, where generation starts and ends: no token straddles a border.
         tokens = tokenizer(text, add_special_tokens=False).input_ids  # the template wrote the special tokens
         input_ids += tokens
@@ -273,6 +294,13 @@ def _string(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(row[column], str):
         raise ValueError(f"the column {column} holds {type(row[column]).__name__}, expected strings")
     return row[column]
+
+
+def _messages(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    messages = row[column]
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        raise ValueError(f"the column {column} holds {messages!r}, expected lists of {{role, content}}")
+    return messages
 
 
 def _decoder_only_row(input_ids: list[int], labels: list[int], cut: bool) -> dict[str, Any]:

@@ -197,7 +197,8 @@ class RectifiedGeneration(GenerationMixin):
 def refuse(options: Mapping[str, Any]) -> None:
     """Raise ValueError for the first option that is set but cannot carry the Copilot's state."""
     for name, reason in REFUSED.items():
-        if options.get(name):
+        value = options.get(name)
+        if value and not (name == "guidance_scale" and value == 1):  # which is none
             raise ValueError(f"{name} is not supported by a pair: {reason}")
 
 

@@ -41,5 +41,6 @@ def model_card(trainer: Trainer) -> str:
     name = trainer.hub_model_id or Path(args.output_dir).absolute().name
     pilot = pair.config.base_model_name_or_path
     tags = ["generated_from_trainer", "transformer-copilot"]
-    data = ModelCardData(base_model=pilot, library_name="transformers", model_name=name, tags=tags)
+    base_model = None if pilot is None or Path(pilot).is_dir() else pilot  # the hub takes ids alone
+    data = ModelCardData(base_model=base_model, library_name="transformers", model_name=name, tags=tags)
     return MODEL_CARD.format(data=data, name=name, pilot=pilot or "A Pilot", pair_class=type(pair).__name__, args=args)

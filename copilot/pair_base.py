@@ -35,9 +35,13 @@ def has_adapters(pilot: PreTrainedModel) -> bool:
 
 
 def discard_other_kind(folder: Path, pilot: PreTrainedModel) -> None:
-    """Delete adapters saved before beside a Pilot's weights, or weights beside its adapters: both would be loaded."""
-    for path in folder.glob("model*.safetensors*" if has_adapters(pilot) else "adapter_*"):
-        path.unlink()
+    """Delete adapters saved before beside a Pilot's weights, or the weights and configuration beside its adapters.
+
+    Both would be loaded, and where there is a configuration, transformers looks for weights beside it.
+    """
+    for pattern in ("model*.safetensors*", "config.json") if has_adapters(pilot) else ("adapter_*",):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 @dataclass
@@ -123,9 +127,12 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         return cls(pilot, build_copilot(pilot, source, layers, config))
 
     @classmethod
-    def _resolve_pilot(cls, pilot: PreTrainedModel | str | os.PathLike[str]) -> PreTrainedModel:
+    def _resolve_pilot(cls, pilot: PreTrainedModel | str | os.PathLike[str], **options: Any) -> PreTrainedModel:
         if isinstance(pilot, str | os.PathLike):
-            return cls._pilot_class.from_pretrained(pilot)
+            loaded = cls._pilot_class.from_pretrained(pilot, **options)
+            if has_adapters(loaded):
+                loaded.set_adapter(loaded.active_adapters()[0])  # peft loads them frozen; this makes them trainable
+            return loaded
         if not isinstance(pilot, PreTrainedModel):
             raise TypeError(
                 f"pilot must be a transformers PreTrainedModel or the id of one; got {type(pilot).__name__} "
@@ -141,7 +148,15 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             save_pilot: also write the Pilot to `save_directory`/pilot (only its adapter when it carries one), in place
                 of one that was saved there before.
             **kwargs: passed on to `PreTrainedModel.save_pretrained`; `state_dict` is the pair's.
+
+        Raises:
+            ValueError: push_to_hub with save_pilot: it would upload the Copilot alone.
         """
+        if save_pilot and kwargs.get("push_to_hub"):
+            raise ValueError(
+                "push_to_hub uploads the Copilot alone, expected save_pilot=False; to upload both, save them and call "
+                "huggingface_hub.upload_folder(folder_path=save_directory, repo_id=...)"
+            )
         if not kwargs.get("is_main_process", True):
             return  # transformers 5.10 would write weights all the same
         state_dict = kwargs.pop("state_dict", None)
@@ -167,25 +182,32 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], pilot: PreTrainedModel | str | os.PathLike[str] | None = None, **kwargs: Any
+        cls,
+        path: str | os.PathLike[str],
+        pilot: PreTrainedModel | str | os.PathLike[str] | None = None,
+        *,
+        pilot_dtype: torch.dtype | str = "auto",
+        **kwargs: Any,
     ) -> Self:
-        """A saved Copilot, attached to a Pilot.
+        """A saved Copilot, attached to a Pilot, on that one's device.
 
         Args:
             path: a folder written by `save_pretrained`, or a hub id.
-            pilot: the Pilot to attach to; None takes the saved one (`path`/pilot), else the one named in the config, in
-                the precision of its files. For another, pass `AutoModelForCausalLM.from_pretrained(f"{path}/pilot",
-                dtype=...)`, with which adapters that were saved are loaded, too.
+            pilot: the Pilot to attach to, or its id or folder; None takes the saved one (`path`/pilot; its adapters can
+                be trained further), else the one named in the config.
+            pilot_dtype: of a Pilot that is loaded; "auto" is the type of its files. Adapters are saved without the
+                model under them: beside a Pilot that was float32 in training, give `torch.float32`.
             **kwargs: passed on to `CopilotModel.from_pretrained`; revision, token and cache_dir to the hub.
 
         Raises:
             OSError: no folder and no hub repository of that name.
             ValueError: no Copilot at `path`, incomplete weights, or a Pilot of another vocabulary or width.
         """
+        hub = {name: kwargs.pop(name) for name in ("token", "cache_dir") if name in kwargs}
         if not Path(path).is_dir():  # the whole repository, so that a Pilot saved beside the Copilot comes with it
-            hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
+            revision = {"revision": kwargs.pop("revision")} if "revision" in kwargs else {}
             try:
-                path = snapshot_download(str(path), **hub)
+                path = snapshot_download(str(path), **revision, **hub)
             except HFValidationError as error:
                 raise FileNotFoundError(f"path must be a folder or a hub id; got {str(path)!r}") from error
         kind = PretrainedConfig.get_config_dict(path, **kwargs)[0].get("model_type")
@@ -206,7 +228,8 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             pilot = str(saved) if saved.is_dir() else copilot.config.base_model_name_or_path
         if pilot is None:
             raise ValueError(f"pilot must be given: {path} neither holds a Pilot nor names one")
-        return cls(cls._resolve_pilot(pilot), copilot)
+        attached = cls._resolve_pilot(pilot, dtype=pilot_dtype, **hub)
+        return cls(attached, copilot.to(attached.device))
 
     # What generation and the Trainer ask of a model, answered by the Pilot.
 

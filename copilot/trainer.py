@@ -76,6 +76,10 @@ class CopilotTrainingArguments(TrainingArguments):
             )
         if self.copilot_updates < 1:
             raise ValueError(f"copilot_updates must be at least 1; got {self.copilot_updates}")
+        if self.use_liger_kernel:
+            raise ValueError(
+                "use_liger_kernel is True, expected False: mistakes are taken from logits, which its loss skips"
+            )
         if self.fsdp or self.deepspeed:
             raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")
 
@@ -244,6 +248,10 @@ class CopilotTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The sum of both losses, scaled so that accumulated and distributed gradients equal one large batch's."""
+        labels = inputs["labels"]
+        own = len(labels) if model.training else self._rows_of_its_own(len(labels))
+        if 0 < own < len(labels):
+            inputs = inputs | {"labels": torch.cat([labels[:own], torch.full_like(labels[own:], IGNORE_INDEX)])}
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         pilot_loss, copilot_loss = outputs.pilot_loss, outputs.copilot_loss
         if model.training:
@@ -253,12 +261,19 @@ class CopilotTrainer(Trainer):
             copilot_loss = copilot_loss / self.current_gradient_accumulation_steps
             step = pilot_loss.new_tensor(1 / self.current_gradient_accumulation_steps)
             self._train_sums += torch.stack([pilot_loss, copilot_loss, step]).detach()
-        else:
+        elif own > 0:
             tokens = inputs["labels"].ne(IGNORE_INDEX).sum()
             sums = pilot_loss * num_items_in_batch, copilot_loss**self._power * tokens, tokens
             self._eval_sums += torch.stack(sums).detach()
         loss = pilot_loss + copilot_loss
         return (loss, outputs) if return_outputs else loss
+
+    def _rows_of_its_own(self, rows: int) -> int:
+        """Of an evaluation's batch: the others repeat rows, behind these, so that all processes have a full batch."""
+        loader = self.accelerator.gradient_state
+        if not loader.end_of_dataloader or loader.remainder <= 0:
+            return rows
+        return min(rows, max(0, loader.remainder - self.args.process_index * rows))
 
     def update_copilot(self) -> None:
         """One optimizer step of the Copilot alone, on rounds drawn from the Mistake Log."""
@@ -324,6 +339,13 @@ class CopilotTrainer(Trainer):
             file.replace(finished)
         discard_other_kind(target / "pilot", self.model.pilot)
         shutil.rmtree(unfinished)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():  # Trainer takes along the files of the checkpoint alone
+            target = Path(self.args.output_dir, "pilot")
+            shutil.copytree(Path(checkpoint_folder, "pilot"), target, dirs_exist_ok=True)
+            discard_other_kind(target, self.model.pilot)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from rounds import filled
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from copilot import CopilotConfig, MistakeLog, PilotCopilotForCausalLM
+from copilot import CopilotConfig, MistakeLog, PilotCopilotForCausalLM, calibrate, cli
 from copilot.cli import main
 from copilot.environment import environment_text
 from copilot.inspection import read_losses
@@ -125,6 +125,45 @@ def test_a_trained_pair_is_kept_when_calibrating_fails(save_pilot, rows_file, tm
     assert train(save_pilot("llama"), rows_file, out) == 1
     assert "no lambda" in capsys.readouterr().err
     assert run("generate", "w3 w4", pair=out, max_new_tokens=4) == 0
+
+
+def test_lambda_is_known_before_a_pair_goes_to_the_hub(save_pilot, rows_file, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    uploaded: list[float] = []
+    monkeypatch.setattr("copilot.cli.CopilotTrainer.init_hf_repo", lambda *_arguments, **_options: None)
+    monkeypatch.setattr(
+        "copilot.cli.CopilotTrainer.push_to_hub",
+        lambda *_arguments, **_options: uploaded.append(CopilotConfig.from_pretrained(out).strength),
+    )
+    monkeypatch.setattr("copilot.cli.calibrate", calibrated_to(0.25))
+    assert train(save_pilot("llama"), rows_file, out, push_to_hub=True) == 0
+    assert uploaded == [0.25]
+
+
+def calibrated_to(strength: float) -> Callable[..., Any]:
+    """`calibrate`, but for the strength that it sets."""
+
+    def calibrate_to(pair: PilotCopilotForCausalLM, *arguments: Any, **options: Any) -> Any:
+        found = calibrate(pair, *arguments, **options)
+        pair.config.strength = strength
+        return found
+
+    return calibrate_to
+
+
+def test_a_pair_is_loaded_in_the_type_of_its_training(save_pilot, rows_file, tmp_path, monkeypatch):
+    """Adapters are saved without the model under them, whose files may be of another type."""
+    pilot = save_pilot("llama")
+    LlamaForCausalLM.from_pretrained(pilot, dtype=torch.bfloat16).save_pretrained(pilot)
+    assert train(pilot, rows_file, tmp_path / "out", use_peft=True, lora_r=4) == 0
+    loaded = []
+    complete = cli.complete
+    monkeypatch.setattr(
+        cli, "complete", lambda pair, *rest, **options: loaded.append(pair) or complete(pair, *rest, **options)
+    )
+    for flags in ({}, {"dtype": "bfloat16"}):
+        assert run("generate", "w3 w4", pair=tmp_path / "out", max_new_tokens=1, **flags) == 0
+    assert [pair.pilot.dtype for pair in loaded] == [torch.float32, torch.bfloat16]
 
 
 def test_training_changes_the_pilot_in_full_unless_adapters_are_asked_for(save_pilot, rows_file, tmp_path):

@@ -84,6 +84,33 @@ def test_a_long_conversation_loses_its_beginning(tokenizer):
     assert decoded(tokenizer, rows[0]) == ("<assistant> w5 <end>", "w5 <end>")
 
 
+def test_messages_of_prompt_and_completion_are_rendered_as_one_conversation(tokenizer):
+    raw = [{"prompt": CONVERSATION[:3], "completion": CONVERSATION[3:]}]
+    rows = prepare_dataset(raw, tokenizer)
+    assert rows[0]["input_ids"] == tokenizer.apply_chat_template(CONVERSATION)["input_ids"]
+    assert decoded(tokenizer, rows[0])[1] == "w5 <end>"
+    asked = tokenizer.apply_chat_template(CONVERSATION[:3], add_generation_prompt=True)["input_ids"]
+    assert rows[0]["input_ids"][: len(asked)] == asked
+    assert rows[0]["labels"][: len(asked)] == [IGNORED] * len(asked)
+
+
+def test_messages_of_prompt_and_completion_that_cannot_be_told_apart_are_refused(tokenizer, monkeypatch):
+    raw = [{"prompt": CONVERSATION[:1], "completion": CONVERSATION[1:2]}]
+    with pytest.raises(ValueError, match=r"the column completion holds 'w2', expected lists of \{role, content\}"):
+        prepare_dataset([{"prompt": CONVERSATION[:1], "completion": "w2"}], tokenizer)
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages | length }}" + tokenizer.chat_template)
+    with pytest.raises(ValueError, match="does not begin an answer as it prompts for one"):
+        prepare_dataset(raw, tokenizer)
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(ValueError, match=r"^processing_class has no chat_template, which messages in"):
+        prepare_dataset(raw, tokenizer)
+
+
+def test_a_stream_is_refused_before_it_is_read(tokenizer):
+    with pytest.raises(TypeError, match=r"^dataset is an IterableDataset, expected one of known length"):
+        prepare_dataset(Dataset.from_list([{"text": "w1"}]).to_iterable_dataset(), tokenizer)
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages | length }}" + tokenizer.chat_template)
     with pytest.raises(ValueError, match="changes earlier turns when message 1 is added"):

@@ -78,6 +78,7 @@ def run_trainer(folder: Path, batch_size: int) -> None:
             str(folder / "out"),
             max_steps=4,
             per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=4,
             gradient_accumulation_steps=2,
             copilot_learning_rate=1e-2,
             learning_rate=1e-2,
@@ -96,7 +97,8 @@ def run_trainer(folder: Path, batch_size: int) -> None:
         )
         trainer = CopilotTrainer(pair, args, make_rows(16), make_rows(8))
         trainer.train(resume_from_checkpoint=str(folder / "out" / "checkpoint-2") if resume else None)
-        metrics = trainer.evaluate()
+        metrics = trainer.evaluate() | trainer.evaluate(make_rows(7), metric_key_prefix="seven")
+        metrics |= trainer.evaluate(make_rows(3), metric_key_prefix="three")  # of two processes, one has none of them
         if args.process_index == 0:
             logs = [line for line in trainer.state.log_history if "loss" in line]
             torch.save({"state": pair.state_dict(), "logs": logs, "metrics": metrics}, folder / f"{name}.pt")
@@ -156,5 +158,6 @@ def test_two_trainer_processes_train_as_one_does_and_resume(tmp_path):
         assert [line[key] for line in straight["logs"]] == pytest.approx(
             [line[key] for line in expected["logs"]], rel=1e-4
         )
-    for key in ("eval_loss", "eval_ce", "eval_rmse"):
-        assert straight["metrics"][key] == pytest.approx(expected["metrics"][key], rel=1e-4)
+    for rows in ("eval", "seven", "three"):
+        for key in (f"{rows}_loss", f"{rows}_ce", f"{rows}_rmse"):
+            assert straight["metrics"][key] == pytest.approx(expected["metrics"][key], rel=1e-4)

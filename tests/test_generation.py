@@ -340,6 +340,12 @@ def test_decoding_that_cannot_carry_the_copilots_state_is_refused(kind, name, wa
             pair.generate(ids, **inputs, max_new_tokens=4)
 
 
+def test_a_guidance_scale_of_1_is_no_guidance():
+    pair = random_pair("llama")
+    plain, scaled = (pair.generate(**prompts(), max_new_tokens=4, **more) for more in ({}, {"guidance_scale": 1.0}))
+    assert torch.equal(plain, scaled)
+
+
 def test_assisted_decoding_is_refused():
     pair = random_pair("llama")
     with pytest.raises(ValueError, match="assistant_model is not supported by a pair"):

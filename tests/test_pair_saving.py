@@ -242,6 +242,50 @@ def test_a_loaded_pair_trains_on(tmp_path, kind):
         assert torch.equal(parameter.grad, gradients[name].grad), name
 
 
+def test_adapters_that_were_saved_train_on(tmp_path):
+    tiny_pilot().save_pretrained(tmp_path / "base")
+    pair = PilotCopilotForCausalLM.from_pilot(str(tmp_path / "base"), layers=2)
+    pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    pair.save_pretrained(tmp_path / "out", save_pilot=True)
+    loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path / "out").train()
+    trained = {name for name, parameter in loaded.pilot.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in pair.pilot.named_parameters() if parameter.requires_grad}
+    ids = random_ids(2, 6)
+    loaded(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad.any() for name, parameter in loaded.pilot.named_parameters() if name in trained)
+
+
+# ---- Where and how the Pilot is loaded ----
+
+
+def test_the_copilot_goes_to_the_device_of_a_pilot_that_is_given(tmp_path):
+    random_pair().save_pretrained(tmp_path)
+    loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=tiny_pilot().to("meta"))
+    assert {parameter.device.type for parameter in loaded.copilot.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.bfloat16), (torch.float32, torch.float32)])
+def test_the_type_of_a_pilot_that_is_loaded_can_be_chosen(tmp_path, dtype, expected):
+    random_pair().save_pretrained(tmp_path)
+    tiny_pilot().bfloat16().save_pretrained(tmp_path / "pilot")
+    loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot_dtype=dtype)
+    assert loaded.pilot.dtype == expected
+    assert loaded.copilot.dtype == torch.float32
+
+
+def test_the_hub_token_reaches_the_pilot(tmp_path, monkeypatch):
+    random_pair().save_pretrained(tmp_path)
+    given: dict[str, Any] = {}
+
+    def load(_name: str, **options: Any) -> PreTrainedModel:
+        given.update(options)
+        return tiny_pilot()
+
+    monkeypatch.setattr(PilotCopilotForCausalLM._pilot_class, "from_pretrained", load)
+    PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot="gated/model", token="secret")
+    assert given["token"] == "secret"
+
+
 # ---- Into a used folder, and the arguments of save_pretrained ----
 
 
@@ -253,6 +297,21 @@ def test_a_pilot_takes_the_place_of_the_adapters_saved_before(tmp_path):
     other = random_pair(pilot=tiny_pilot(seed=5))
     other.save_pretrained(tmp_path, save_pilot=True)
     assert torch.equal(text_of(PilotCopilotForCausalLM.from_pretrained(tmp_path)), text_of(other))
+
+
+def test_adapters_take_the_place_of_the_pilot_saved_before(tmp_path):
+    tiny_pilot().save_pretrained(tmp_path / "base")
+    random_pair().save_pretrained(tmp_path / "out", save_pilot=True)
+    pair = PilotCopilotForCausalLM.from_pilot(str(tmp_path / "base"), layers=2)
+    pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    pair.save_pretrained(tmp_path / "out", save_pilot=True)
+    assert torch.equal(text_of(PilotCopilotForCausalLM.from_pretrained(tmp_path / "out")), text_of(pair))
+
+
+def test_an_upload_that_would_lack_the_pilot_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"^push_to_hub uploads the Copilot alone"):
+        random_pair().save_pretrained(tmp_path / "out", save_pilot=True, push_to_hub=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapters_left_out_are_told(tmp_path, caplog, monkeypatch):

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from builders import TEXT_ROWS
+from huggingface_hub import ModelCard
 from peft import LoraConfig
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, Trainer, TrainerCallback
 
 from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 from copilot import trainer as trainer_module
 from copilot.data import DataCollator, prepare_dataset
+from copilot.model_card import model_card
 from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
 
 # The name since transformers 5.23, and the one before.
@@ -357,6 +359,33 @@ def test_the_saved_folder_is_the_pair_with_its_tokenizer_and_card(make_pair, mak
     assert not (folder / ".unfinished").exists()
 
 
+def test_the_card_names_a_pilot_of_the_hub_and_no_folder(make_pair, make_trainer, tmp_path):
+    pair = make_pair()
+    trainer = make_trainer(pair)
+    for name, expected in (("some/model", "some/model"), (str(tmp_path), None)):
+        pair.config.base_model_name_or_path = name
+        assert ModelCard(model_card(trainer)).data.base_model == expected
+
+
+def test_a_push_during_training_takes_the_pilot_along(make_pair, make_trainer, monkeypatch):
+    pushed: list[set[str]] = []
+    monkeypatch.setattr(
+        Trainer,
+        "_push_from_checkpoint",
+        lambda trainer, _folder: pushed.append(
+            {path.name for path in Path(trainer.args.output_dir, "pilot").iterdir()}
+        ),
+    )
+    pair = make_pair()
+    pair.pilot.save_pretrained(Path(make_trainer(pair).args.output_dir) / "pilot")  # of an earlier run
+    trainer = make_trainer(pair, peft_config=PILOT_LORA, save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer._push_from_checkpoint(str(Path(trainer.args.output_dir) / "checkpoint-2"))
+    (names,) = pushed
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert not names & {"config.json", "model.safetensors"}
+
+
 def test_an_interrupted_save_leaves_the_earlier_one_complete(make_pair, make_trainer, monkeypatch):
     pair = make_pair()
     trainer = make_trainer(pair)
@@ -461,7 +490,14 @@ def test_a_foreign_checkpoint_is_one_error_and_changes_nothing(make_pair, make_t
 
 
 @pytest.mark.parametrize(
-    "option", [{"label_smoothing_factor": 0.1}, {"fsdp": True}, {CHECKPOINTING: True}, {"copilot_updates": 0}]
+    "option",
+    [
+        {"label_smoothing_factor": 0.1},
+        {"fsdp": True},
+        {CHECKPOINTING: True},
+        {"copilot_updates": 0},
+        {"use_liger_kernel": True},
+    ],
 )
 def test_options_the_pair_cannot_honour_are_refused(tmp_path, option):
     with pytest.raises(ValueError, match=next(iter(option))):
