@@ -148,15 +148,16 @@ def kernels(folder: Path) -> str:
     return "\n\n".join(parts) or NOT_MEASURED
 
 
+LASTFM = ("lastfm", "ablation_lastfm", "combined_lastfm")
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "overhead": overhead,
     "overview": overview,
     "theorem": partial(theorem, name="lastfm", about="--data LastFM.txt"),
-    **{name: partial(quality, name=name, about="--data LastFM.txt") for name in ("lastfm", "ablation_lastfm")},
+    **{name: partial(quality, name=name, about="--data LastFM.txt") for name in LASTFM},
     **{
         name: partial(quality, name=name, about="--data DATA")
-        for name in ("equations", "transfer_equations", "ablation_equations")
+        for name in ("equations", "transfer_equations", "ablation_equations", "combined_equations")
     },
     **{
         name: partial(quality, name=name, about="--data DATA --pilot PILOT")

@@ -32,6 +32,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         logits_to_keep: int = 0,
         strength: float | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        return_logits: bool = True,
         return_dict: bool = True,
     ) -> PairOutput:
         """One of two things: both losses of a labelled batch, or one step of generation.
@@ -49,6 +50,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
             logits_to_keep: accepted for `generate`; a step returns the last position only.
             strength: lambda; None takes `config.strength`.
             num_items_in_batch: divide the Pilot's summed loss by this instead of by this batch's supervised tokens.
+            return_logits: False leaves out the logits of labelled rows in eval mode, by far the largest tensors there.
             return_dict: must be True.
 
         Raises:
@@ -59,7 +61,9 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         strength = self._resolve_strength(strength)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": position_ids}
         if labels is not None:
-            passed = self.pilot_pass(labels, attention_mask=attention_mask, every_position=not self.training, **inputs)
+            passed = self.pilot_pass(
+                labels, attention_mask=attention_mask, every_position=return_logits and not self.training, **inputs
+            )
             return self.losses(passed, strength, num_items_in_batch)
         if strength == 0:
             pilot_cache = None if past_key_values is None else past_key_values.pilot
@@ -141,6 +145,7 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
         use_cache: bool | None = None,
         strength: float | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        return_logits: bool = True,
         return_dict: bool = True,
     ) -> PairOutput:
         """One of two things: both losses of a labelled batch, or one step of generation.
@@ -153,7 +158,7 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
             encoder_outputs: the encoder's output, when already computed.
             inputs_embeds: (B, S_x, d) in place of input_ids.
             labels: (B, S) int64 decoder targets, -100 where not supervised; see `PilotCopilotForCausalLM.forward`.
-            past_key_values, use_cache, strength, num_items_in_batch, return_dict: likewise.
+            past_key_values, use_cache, strength, num_items_in_batch, return_logits, return_dict: likewise.
 
         Raises:
             ValueError: neither labels nor a cache.
@@ -171,7 +176,9 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
             "decoder_attention_mask": decoder_attention_mask,
         }
         if labels is not None:
-            passed = self.pilot_pass(labels, every_position=not self.training, **inputs, **decoder_inputs)
+            passed = self.pilot_pass(
+                labels, every_position=return_logits and not self.training, **inputs, **decoder_inputs
+            )
             return self.losses(passed, strength, num_items_in_batch)
         if strength == 0:
             pilot_cache = None if past_key_values is None else past_key_values.pilot

@@ -268,6 +268,17 @@ class CopilotTrainer(Trainer):
         loss = pilot_loss + copilot_loss
         return (loss, outputs) if return_outputs else loss
 
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Trainer's. Where the losses alone are wanted, no logits of every position are made."""
+        inputs = inputs | {"return_logits": not prediction_loss_only}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
     def _rows_of_its_own(self, rows: int) -> int:
         """Of an evaluation's batch: the others repeat rows, behind these, so that all processes have a full batch."""
         loader = self.accelerator.gradient_state

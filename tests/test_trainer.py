@@ -299,6 +299,17 @@ def test_predictions_are_log_probabilities(make_pair, make_trainer, tokenizer, k
     assert found.predictions.shape == (*found.label_ids.shape, 128)
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_logits_of_every_position_are_made_where_they_are_wanted(make_pair, make_trainer, kind, wanted):
+    pair = make_pair(kind)
+    trainer = make_trainer(pair, prediction_loss_only=not wanted)
+    made: list[bool] = []
+    pair.register_forward_hook(lambda _pair, _inputs, output: made.append(output.logits is not None))
+    trainer.predict(TEXT_ROWS[:5])
+    assert set(made) == {wanted}
+
+
 def test_evaluation_leaves_no_trace_in_the_log(make_trainer):
     trainer = make_trainer(eval_rows=TEXT_ROWS)
     trainer.train()
