@@ -36,6 +36,8 @@ ARMS = {
     "latest_ce_all": ("of the final Pilot, cross-entropy, whole vocabulary", ""),
     "latest_ce_slow": ("of the final Pilot, cross-entropy, a third of the rate", ""),
     "latest_ce_slow_all": ("of the final Pilot, cross-entropy, a third of the rate, whole vocabulary", ""),
+    # In these results all arms read the layers that the first one asked for: these three are the default again.
+    **dict.fromkeys(["last layer", "first half", "second half"], ("the default once more", "how much is chance?")),
     "finish": ("then mistakes of the final Pilot, a quarter as long", "is a short second pass enough?"),
     "cross_fitted": ("mistakes on rows a Pilot was not trained on", "do they teach better?"),
     "transferred": ("Copilot of another Pilot", "can it be moved?"),

@@ -179,7 +179,8 @@ def calibrate(
     """Set `pair.config.strength` to the lambda that minimises the squared error on held-out data.
 
     For fusion="probability" it is the closed form lambda* = sum <l, f> / sum ||f||^2, clipped to what the rectifier
-    allows; for fusion="logit" the best of 0, 0.05, ..., 1.
+    allows; for fusion="logit" the best of 0, 0.05, ..., 1. It counts f as it stands: where the linear rectifier clamps
+    p^ + lambda f, another lambda may be better.
 
     Args:
         pair: trained; only its `config.strength` changes.

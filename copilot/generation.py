@@ -26,6 +26,7 @@ REFUSED = {
     "guidance_scale": "guidance runs the Pilot a second time, and only the first has a Copilot",
     "output_attentions": "the Pilot's attentions say nothing about p~; call pair.pilot",
     "output_hidden_states": "the Pilot's states say nothing about p~; call pair.pilot",
+    "token_healing": "it generates once more, at another strength",
     "custom_generate": "custom generation loops are not known to keep the Copilot's cache",
 }
 
@@ -164,6 +165,11 @@ class RectifiedGeneration(GenerationMixin):
         own = getattr(cache, "self_attention_cache", cache)
         max_length = None
         if len(own.layers) > 0 and isinstance(own.layers[0], StaticLayer):
+            attention = str(self.pilot.config._attn_implementation)
+            if "flash" in attention:  # it would need a mask that generate drops for a module of another attention
+                raise ValueError(
+                    f"a static cache is not supported by a pair whose Pilot has {attention!r}: load it as sdpa"
+                )
             # Room for X~ and one state a generated token; the last token is generated but never read.
             max_length = max_cache_length + 1
             if self.config.is_encoder_decoder:
@@ -183,7 +189,7 @@ class RectifiedGeneration(GenerationMixin):
         """The Pilot's own, with its own cache; the 2-D mask of X~ is kept apart (static caches make it 4-D)."""
         cache = past_key_values
         if cache.context_mask is None and attention_mask is not None:
-            cache.context_mask = attention_mask.bool()
+            cache.context_mask = attention_mask.to(self.copilot.device).bool()
         inputs = self.pilot.prepare_inputs_for_generation(
             input_ids,
             past_key_values=cache.pilot,

@@ -33,8 +33,9 @@ class Tapped:
 def text_config(pilot: PreTrainedModel) -> PretrainedConfig:
     """The configuration of the Pilot's decoder; UnsupportedArchitectureError for a family without a Copilot."""
     config = pilot.config.get_text_config(decoder=True)
-    if config.model_type not in DECODER_ONLY + ENCODER_DECODER:
-        raise UnsupportedArchitectureError(config.model_type)
+    family = pilot.config.model_type  # of a model that also takes images another one than its decoder's
+    if config.model_type not in DECODER_ONLY + ENCODER_DECODER or config.model_type != family:
+        raise UnsupportedArchitectureError(family)
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from builders import DECODER_FIELDS, FAMILIES, T5_FIELDS, fresh_pair, tiny_pilot
 from transformers import AutoConfig, GPT2Config, LlamaConfig, T5Config
 
@@ -75,6 +76,18 @@ def test_a_pilot_of_an_unsupported_family_is_the_same_error():
 
     pilot = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=20, n_positions=16))
     with pytest.raises(UnsupportedArchitectureError, match="'gpt2' is not supported"):
+        PilotCopilotForCausalLM.from_pilot(pilot)
+
+
+def test_a_model_that_also_takes_images_is_the_same_error():
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    small = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    text = small | {"num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 4, "vocab_size": 20}
+    images = small | {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    with torch.device("meta"):
+        pilot = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=images))
+    with pytest.raises(UnsupportedArchitectureError, match="'gemma3' is not supported"):
         PilotCopilotForCausalLM.from_pilot(pilot)
 
 

@@ -315,6 +315,7 @@ REFUSED = {
     "prefill_chunk_size": 2,
     "use_cache": False,
     "prompt_lookup_num_tokens": 2,
+    "token_healing": True,
 }
 
 
@@ -338,6 +339,15 @@ def test_decoding_that_cannot_carry_the_copilots_state_is_refused(kind, name, wa
             pair.generate(ids, config, **inputs)
         else:
             pair.generate(ids, **inputs, max_new_tokens=4)
+
+
+def test_a_static_cache_beside_flash_attention_is_refused(monkeypatch):
+    pair = random_pair("llama")
+    monkeypatch.setattr(pair.pilot.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(
+        ValueError, match=r"^a static cache is not supported by a pair whose Pilot has 'flash_attention_2'"
+    ):
+        pair.generate(**prompts(), max_new_tokens=4, cache_implementation="static")
 
 
 def test_a_guidance_scale_of_1_is_no_guidance():

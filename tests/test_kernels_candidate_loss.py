@@ -206,6 +206,13 @@ def test_a_nan_stays_in_its_row(rectifier, loss, k, field):
     assert torch.equal(actual[[0, 1, 3]], expected[[0, 1, 3]])
 
 
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    mistakes = random_mistakes(4, 50, 6)
+    delta = random_delta(mistakes).requires_grad_()
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        torch.autograd.grad(candidate_loss(mistakes, delta).sum(), delta, create_graph=True)
+
+
 def arguments(k: int | None, rectifier: str = "simplex", loss: str = "rmse", rows: int = 5) -> tuple:
     mistakes = random_mistakes(rows, 64, k)
     fields = mistakes.target_prob, mistakes.rest_mass, mistakes.rest_square

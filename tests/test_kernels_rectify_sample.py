@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from instruction_sets import outputs_with
 from test_ops_rectify_sample import MODES, WARPINGS, draw, modes, random_case
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from copilot.ops import extension, rectify, rectify_sample, reference_sampling
 
@@ -223,6 +224,16 @@ def test_the_op_is_registered_as_torch_demands(k, warping):
     torch.library.opcheck(
         torch.ops.copilot.rectify_sample.default, (logits, delta, index, 0.5, "simplex", "probability", *numbers)
     )
+
+
+def test_a_compiled_call_takes_any_number_of_rows():
+    counter = CompileCounter()
+    step = torch.compile(rectify_sample, fullgraph=True, backend=counter, dynamic=True)
+    one = torch.tensor([1])
+    for rows in (3, 4, 7):
+        logits, delta, _ = random_case(rows, 20, None)
+        assert step(logits, delta, 0.5, seed=one, offset=one)[0].shape == (rows,)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("k", [None, 4])

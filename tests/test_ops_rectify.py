@@ -221,6 +221,24 @@ def test_gradients_equal_those_of_the_float64_truth(rectifier, fusion, k, streng
         torch.testing.assert_close(mine.grad.double(), truth.grad, atol=2e-6 * max(scale, 1.0), rtol=1e-5)
 
 
+def plainly(logits: Tensor, delta: Tensor, strength: float) -> Tensor:
+    return reference.rectify(logits, delta, strength, None, "simplex", "probability")
+
+
+@pytest.mark.parametrize("implementation", [rectify, plainly])
+def test_where_the_mixture_is_one_of_its_two_parts_the_gradient_is_that_ones(implementation):
+    logits = torch.zeros(1, 3, requires_grad=True)
+    delta = torch.tensor([[-torch.inf, 0.0, 1.0]], requires_grad=True)
+    upstream = torch.tensor([0.0, 1.0, -2.0])
+    (implementation(logits, delta, 1.0)[0, 1:] @ upstream[1:]).backward()
+    expected = upstream - torch.log_softmax(torch.tensor([-torch.inf, 0.0, 1.0]), -1).exp() * upstream.sum()
+    for leaf in (logits, delta):
+        torch.testing.assert_close(leaf.grad[0], expected)
+    logits.grad = delta.grad = None
+    (implementation(logits, delta * torch.nan, 0.0)[0] @ upstream).backward()
+    torch.testing.assert_close(logits.grad[0], upstream - upstream.sum() / 3)
+
+
 @pytest.mark.parametrize("strength", [1e-3, 0.5, 1.0])
 def test_the_simplex_gradient_is_finite_however_large_the_correction(strength):
     logits = torch.tensor([[20.0, 0.0, 0.0, -3.0]] * 2, requires_grad=True)

@@ -335,6 +335,13 @@ def test_the_experiments_ask_for_what_there_is(quality: Any, path: Path) -> None
         assert set(point.rivals) <= {"extra_compute", "extra_parameters"} | of_arms
 
 
+def test_copilots_of_one_forward_read_the_same_of_its_layers(quality: Any) -> None:
+    for same in ({"a": {}, "b": {"context_layers": "every"}}, {arm: {"context_layers": "last"} for arm in "ab"}):
+        quality.run.check_context_layers(same)
+    with pytest.raises(ValueError, match="context_layers differ"):
+        quality.run.check_context_layers({"a": {}, "b": {"context_layers": "last"}})
+
+
 def test_a_copilot_of_unknown_mistakes_is_refused(quality: Any) -> None:
     with pytest.raises(ValueError, match="mistakes must be one of"):
         quality.run.Arm(mistakes="none")

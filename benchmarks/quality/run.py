@@ -136,6 +136,7 @@ class Run:
     def copilots(self) -> dict[str, Any]:
         """The Pilot and all of the point's arms."""
         arms = {name: self.experiment.arms[name] for name in self.point.arms}
+        check_context_layers({name: arm.design for name, arm in arms.items()})
         pairs = self.task.pairs({name: arm.design for name, arm in arms.items()}, self.seed)
         first = next(iter(pairs.values()))
 
@@ -224,6 +225,14 @@ class Run:
                     **per_example(scores(tested, strength, config.rectifier, config.fusion)),
                 }
         return {"arms": arms}
+
+
+def check_context_layers(designs: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError unless all Copilots read the same of the Pilot's layers, as they share its forward."""
+    partial = {name: design.get("context_layers") for name, design in designs.items()}
+    read = {name: None if choice in (None, "even", "every") else choice for name, choice in partial.items()}
+    if len(set(read.values())) > 1:
+        raise ValueError(f"arms of one point share the Pilot's forward, but context_layers differ: {read}")
 
 
 def calibrated(held: list[Held], config: CopilotConfig, is_pilot: bool) -> tuple[float, tuple[float, float]]:

@@ -78,6 +78,8 @@ if extension.LOADED:
         ctx.save_for_backward(output[1], delta, top_prob, top_index, target)
 
     def _backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("candidate_loss cannot be differentiated twice (create_graph=True)")
         backward = torch.ops.copilot.candidate_loss_backward
         return backward(upstream.contiguous(), *ctx.saved_tensors, *ctx.objective), *[None] * 8
 

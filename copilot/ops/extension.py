@@ -111,16 +111,18 @@ def _look_up_gpu(major: int, minor: int) -> bool:
 def has_code_for(architectures: str, major: int, minor: int) -> bool:
     """Whether a build for these GPUs, given as TORCH_CUDA_ARCH_LIST gives them, runs on one of a compute capability.
 
-    Code for 8.0 runs on 8.x; "8.0+PTX" on all later ones, too. A name such as Hopper is not looked up: it may.
+    Code for 8.0 runs on 8.x, for 10.0f likewise; "8.0+PTX" on all later ones, too; code for 9.0a on 9.0 alone. A name
+    such as Hopper is not looked up: it may.
     """
     if architectures == "none":
         return False
     for name in architectures.replace(" ", ";").split(";"):
-        number = re.fullmatch(r"(\d+)\.(\d+)[af]?(\+PTX)?", name)
+        number = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
         if number is None:
             return True
         built = int(number[1]), int(number[2])
-        if (built[0] == major and built[1] <= minor) or (number[3] and built <= (major, minor)):
+        later = (built[0] == major and number[3] != "a") or (number[4] and not number[3])
+        if built == (major, minor) or (later and built <= (major, minor)):
             return True
     return False
 

@@ -105,14 +105,13 @@ def _rows(tensor: Tensor) -> Tensor:
 # A clamped entry stays at -inf when z and delta change a little: its g counts for nothing.
 
 
-def _log_odds(strength: float) -> float:
-    return math.log(strength / (1 - strength)) if 0 < strength < 1 else math.copysign(math.inf, strength - 0.5)
-
-
 def _simplex_gradients(z: Tensor, delta: Tensor, strength: float, g: Tensor) -> tuple[Tensor, Tensor]:
+    if strength in (0, 1):  # p or q alone
+        return _logit_gradients(z, delta if strength else torch.zeros_like(delta), strength, g)
     log_p = z.log_softmax(-1)
     log_total = (log_p + delta).logsumexp(-1, keepdim=True)
-    of_q = delta - log_total + _log_odds(strength)  # log(lambda q / ((1 - lambda) p)), also where p = q = 0
+    # log(lambda q / ((1 - lambda) p)), also where p = q = 0
+    of_q = delta - log_total + math.log(strength / (1 - strength))
     a, b = g * (-of_q).sigmoid(), g * of_q.sigmoid()
     through_q = (log_p + delta - log_total).exp() * b.sum(-1, keepdim=True)
     return g - log_p.exp() * a.sum(-1, keepdim=True) - through_q, b - through_q

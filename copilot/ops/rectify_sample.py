@@ -102,7 +102,7 @@ if extension.LOADED:
 
     @torch.library.register_fake("copilot::rectify_sample")
     def _(pilot_logits: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        rows = len(pilot_logits)
+        rows = pilot_logits.shape[0]  # len() would fix a dynamic number of rows
         return (
             pilot_logits.new_empty(rows, dtype=torch.int64),
             pilot_logits.new_empty(rows, dtype=torch.float32),

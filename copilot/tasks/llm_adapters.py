@@ -90,6 +90,9 @@ def extract_item(text: str) -> str | None:
 def read_examples(root: str | Path, task: str, split: Split) -> list[Example]:
     """Read `<root>/<task>/<split>.json`.
 
+    A completion is the file's `output`. In the test files of AQuA and SVAMP that is what some model wrote, and often
+    wrong: there answers can be judged, and completions cannot.
+
     Raises:
         ValueError: `task` or `split` is unknown, or the file does not hold the layout; the message names the place.
         FileNotFoundError: the file does not exist.

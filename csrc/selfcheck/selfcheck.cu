@@ -377,7 +377,7 @@ void run(const MistakeCase& of, Check& mistake, Check& backward) {
                 random);
   std::vector<int64_t> tokens(rows);
   for (int64_t& token : tokens) token = random() % of.vocabulary;
-  tokens[1] = ignored;
+  if (rows > 1) tokens[1] = ignored;
   Both<int64_t> labels(tokens), top_index(unwritten<int64_t>(rows * of.k));
   Both<float> loss(unwritten<float>(rows)), largest_and_total(unwritten<float>(2 * rows)),
       top_prob(unwritten<float>(rows * kept)), target_prob(unwritten<float>(rows)), rest_mass(unwritten<float>(rows)),
