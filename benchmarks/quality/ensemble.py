@@ -1,4 +1,4 @@
-"""Pilots in place of a Copilot: python benchmarks/quality/ensemble.py benchmarks/quality/combined_lastfm.yaml --data LastFM.txt
+"""Pilots in place of a Copilot: python benchmarks/quality/ensemble.py EXPERIMENT.yaml --data LastFM.txt
 
 The mean of the distributions of two and of three Pilots, each trained as long as the experiment's last point says, from
 another start. Scores are means over the held-out users' tokens; intervals a paired bootstrap over users, of the mean
