@@ -10,7 +10,8 @@ from copilot.environment import build_info
 from copilot.mistake_log import MistakeLog
 from copilot.model import CopilotModel
 from copilot.pair import PairOutput, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
-from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+from copilot.trainer import CopilotTrainer
+from copilot.training_arguments import CopilotTrainingArguments
 
 AutoConfig.register(CopilotConfig.model_type, CopilotConfig)
 AutoModel.register(CopilotConfig, CopilotModel)

@@ -46,7 +46,8 @@ from copilot.mistake_log import MistakeLog
 from copilot.pair import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM, PilotCopilotModel
 from copilot.tasks import Example, read_examples
 from copilot.tasks.llm_adapters import Split
-from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+from copilot.trainer import CopilotTrainer
+from copilot.training_arguments import CopilotTrainingArguments
 
 # Of a finished run; a checkpoint has one for each process, mistake_log_0.safetensors and so on.
 LOG_FILE = "mistake_log.safetensors"

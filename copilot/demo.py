@@ -32,7 +32,8 @@ from copilot.mistake_log import MistakeLog
 from copilot.pair import PilotCopilotForCausalLM
 from copilot.pilots import packaged_smollm2
 from copilot.tasks import ArithmeticProblems, Example, exact_match, generate_problems
-from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+from copilot.trainer import CopilotTrainer
+from copilot.training_arguments import CopilotTrainingArguments
 
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 1,

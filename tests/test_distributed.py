@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from copilot import MistakeLog, PilotCopilotForCausalLM
 from copilot.data import DataCollator
-from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+from copilot.trainer import CopilotTrainer
+from copilot.training_arguments import CopilotTrainingArguments
 
 ROUNDS = 4
 RANKS = 2

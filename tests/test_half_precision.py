@@ -11,7 +11,8 @@ from builders import BOTH_KINDS, batch_of, fresh_pair, pair_class, random_ids, r
 from peft import LoraConfig
 
 from copilot import PilotCopilotForCausalLM, calibrate
-from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+from copilot.trainer import CopilotTrainer
+from copilot.training_arguments import CopilotTrainingArguments
 
 both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
 TYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

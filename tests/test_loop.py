@@ -8,7 +8,8 @@ import torch
 from copilot import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import train
-from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+from copilot.trainer import CopilotTrainer
+from copilot.training_arguments import CopilotTrainingArguments
 
 # Eleven rows of different lengths: six batches, so the last of four steps an epoch has fewer batches, the last batch
 # fewer rows.

@@ -18,7 +18,8 @@ from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqL
 from copilot import trainer as trainer_module
 from copilot.data import DataCollator, prepare_dataset
 from copilot.model_card import model_card
-from copilot.trainer import CopilotTrainer, CopilotTrainingArguments
+from copilot.trainer import CopilotTrainer
+from copilot.training_arguments import CopilotTrainingArguments
 
 # The name since transformers 5.23, and the one before.
 CHECKPOINTING = "activation_checkpointing"

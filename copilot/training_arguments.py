@@ -1,0 +1,56 @@
+"""CopilotTrainingArguments: the options of a training of two models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+
+@dataclass
+class CopilotTrainingArguments(TrainingArguments):
+    """TrainingArguments with a second model to train. `learning_rate` and `weight_decay` are the Pilot's.
+
+    Raises:
+        ValueError: an option of TrainingArguments that the pair cannot honour.
+    """
+
+    learning_rate: float = field(default=3e-4, metadata={"help": "The Pilot's peak learning rate."})
+    copilot_learning_rate: float = field(default=5e-4, metadata={"help": "The Copilot's peak learning rate."})
+    copilot_weight_decay: float = field(default=0.0, metadata={"help": "The Copilot's weight decay."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Schedule of both rates."})
+    copilot_updates: int = field(default=1, metadata={"help": "The Copilot's optimizer steps for each of the Pilot's."})
+    log_rounds: int = field(default=128, metadata={"help": "Optimizer steps whose rounds the Mistake Log holds."})
+    log_hidden_dtype: str = field(
+        default="bfloat16", metadata={"help": "The Mistake Log keeps states as 'bfloat16', 'int8' or 'float32'."}
+    )
+    max_length: int = field(default=256, metadata={"help": "Tokens a row may have; see prepare_dataset."})
+    completion_only_loss: bool = field(default=True, metadata={"help": "Do not supervise prompts."})
+    assistant_only_loss: bool = field(default=False, metadata={"help": "Supervise only what the assistant said."})
+    prediction_loss_only: bool = field(
+        default=True, metadata={"help": "Do not gather (rows, tokens, vocabulary) logits."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Prepared rows hold no unused columns."})
+    # The filter reads each loss on the host and hides what it filters; a NaN of the Pilot raises instead.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Replace NaN losses in the logs."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: both losses come from one forward and use every parameter."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_smoothing_factor != 0:
+            raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}, the pair supports only 0")
+        if self.gradient_checkpointing:  # its name in every transformers 5; since 5.23 also activation_checkpointing
+            raise ValueError(
+                "activation_checkpointing (gradient_checkpointing) is True, expected False: enable it of pair.pilot"
+            )
+        if self.copilot_updates < 1:
+            raise ValueError(f"copilot_updates must be at least 1; got {self.copilot_updates}")
+        if self.use_liger_kernel:
+            raise ValueError(
+                "use_liger_kernel is True, expected False: mistakes are taken from logits, which its loss skips"
+            )
+        if self.fsdp or self.deepspeed:
+            raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")
