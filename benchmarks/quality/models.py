@@ -29,13 +29,16 @@ def pretrained(name: str, **options: Any) -> PreTrainedModel:
 
 
 def add_lora(pilot: PreTrainedModel, lora: dict[str, Any], seed: int) -> None:
-    """Give a frozen Pilot adapters to train, and make it ready for autocast to bfloat16.
+    """Give a frozen Pilot adapters to train, and make it ready for autocast to bfloat16 where that is fast.
 
     Its own matrices become bfloat16, as autocast would make them anew in each forward. Logits stay float32: rounded to
-    bfloat16, the likeliest tokens would often be equally likely.
+    bfloat16, the likeliest tokens would often be equally likely. On a CPU without AVX-512, where a product in bfloat16
+    takes many times that in float32, all stays float32.
     """
     torch.manual_seed(seed)
     pilot.add_adapter(LoraConfig(target_modules="all-linear", **lora))
+    if not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return
     head = pilot.get_output_embeddings()
     for module in pilot.modules():
         if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad:
