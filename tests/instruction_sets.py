@@ -26,7 +26,7 @@ torch.save([copilot._C.cpu_kernels(), *(run(*call) for call in torch.load(calls)
 
 
 def outputs_with(instruction_set: str, calls: list[tuple[str, tuple[Any, ...]]], folder: Path) -> list[Any]:
-    """The name of the instruction set that ran, then what each call (operator, arguments) of torch.ops.copilot gives.
+    """What each call (operator, arguments) of torch.ops.copilot gives; the kernels that ran are those asked for.
 
     Args:
         instruction_set: what COPILOT_CPU takes, "avx2" or "portable".
@@ -37,4 +37,14 @@ def outputs_with(instruction_set: str, calls: list[tuple[str, tuple[Any, ...]]],
     torch.save(calls, files[0])
     command = [sys.executable, "-c", SCRIPT, Path(copilot.__file__).parent, *files]
     subprocess.run(command, check=True, env=os.environ | {"COPILOT_CPU": instruction_set})
-    return torch.load(files[1])
+    name, *outputs = torch.load(files[1])
+    assert name == kernels_of(instruction_set)
+    return outputs
+
+
+def kernels_of(instruction_set: str | None = None) -> str:
+    """The name of the kernels that run on this processor with COPILOT_CPU as given, or without it."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512" and instruction_set is None:
+        return "AVX-512"
+    return "AVX2" if capability in ("AVX2", "AVX512") and instruction_set != "portable" else "portable"

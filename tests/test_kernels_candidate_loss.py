@@ -79,9 +79,10 @@ def assert_as_exact_as_the_reference(
     assert mine[1].dtype == delta.dtype
     for value, other, exact in zip(mine, naive, right, strict=True):
         worst, allowed, largest = (
-            max(error.abs().flatten().tolist(), default=0.0) for error in (value - exact, other - exact, exact)
+            error.abs().max().item() if error.numel() else 0.0 for error in (value - exact, other - exact, exact)
         )
         assert worst <= allowed + 1e-6 * max(largest, least)
+        assert allowed <= (1e-5 + torch.finfo(other.dtype).eps) * max(largest, least, 1), "the reference is wrong"
 
 
 @objectives
@@ -273,8 +274,7 @@ def test_every_instruction_set_gives_the_same_losses(instruction_set, tmp_path):
             losses, gradient = torch.ops.copilot.candidate_loss(delta, *others)
             of_backward = losses, gradient, delta.bfloat16(), *others[:3], *others[-2:]
             calls += [("candidate_loss", (delta, *others)), ("candidate_loss_backward", of_backward)]
-    name, *outputs = outputs_with(instruction_set, calls, tmp_path)
-    assert name in (instruction_set.upper(), "portable")  # portable too where the processor has no AVX2
+    outputs = outputs_with(instruction_set, calls, tmp_path)
     for (operator, given_arguments), actual in zip(calls, outputs, strict=True):
         expected = getattr(torch.ops.copilot, operator)(*given_arguments)
         torch.testing.assert_close(actual, expected, atol=2e-6, rtol=1e-6 if operator == "candidate_loss" else 0.01)

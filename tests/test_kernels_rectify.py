@@ -381,15 +381,18 @@ def test_the_operator_checks_what_it_is_given(arguments, named):
 
 @modes
 def test_candidates_given_twice_harm_nothing_else(rectifier, fusion):
-    logits, delta, index = random_case(3, 700, 40)
-    index[:, 20:] = index[:, :20]
-    index[2] = 699
+    logits, delta, index = random_case(4, 700, 40)
+    expected = in_kernel(logits, 0.01 * delta.abs(), 0.5, index, (rectifier, fusion))
+    index[1, 20:] = index[1, :20]
+    index[3] = 699
     actual = in_kernel(logits, 0.01 * delta.abs(), 0.5, index, (rectifier, fusion))
     assert actual.isfinite().all()
+    assert torch.equal(actual[[0, 2]], expected[[0, 2]])
 
 
 @modes
 @pytest.mark.parametrize(("n", "v", "k"), [(0, 30, None), (0, 30, 4), (3, 30, 0), (0, 0, None), (3, 0, None)])
 def test_nothing_to_do_is_done(rectifier, fusion, n, v, k):
     logits, delta, index = random_case(n, v, k, (rectifier, fusion))
-    assert in_kernel(logits, delta, 0.5, index, (rectifier, fusion)).shape == (n, v)
+    actual = in_kernel(logits, delta, 0.5, index, (rectifier, fusion))
+    assert torch.equal(actual, in_kernel(logits, torch.zeros(n, v), 0.5, None, (rectifier, fusion)))
