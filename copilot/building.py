@@ -19,6 +19,7 @@ CHOICES = inspect.signature(CopilotConfig).parameters.keys() - {
     "vocab_size",
     "pilot_hidden_size",
     "base_model_name_or_path",
+    "pilot_dtype",
     "kwargs",
 }
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -111,6 +112,9 @@ def copilot_decoder_config(source: PretrainedConfig, layers: int) -> dict[str, A
 def check_attachable(pilot: PreTrainedModel, config: CopilotConfig) -> None:
     """Raise ValueError unless a Copilot of this configuration fits the Pilot."""
     own = text_config(pilot)
+    places = set((getattr(pilot, "hf_device_map", None) or {}).values())
+    if len(places) > 1:
+        raise ValueError(f"pilot must be on one device, where its states are pooled; its layers are on {places}")
     if (own.model_type in ENCODER_DECODER) != config.is_encoder_decoder:
         raise ValueError(
             f"a Copilot for {config.decoder_config['model_type']!r} cannot be attached to {own.model_type!r}"

@@ -49,10 +49,12 @@ from copilot.tasks.llm_adapters import Split
 from copilot.trainer import CopilotTrainer
 from copilot.training_arguments import CopilotTrainingArguments
 
-# Of a finished run; a checkpoint has one for each process, mistake_log_0.safetensors and so on.
-LOG_FILE = "mistake_log.safetensors"
+# Of a finished run; a checkpoint has one for each process, mistake_log_0.safetensors and so on. The underscore keeps
+# the texts that it holds from the hub.
+LOG_FILE = "_mistake_log.safetensors"
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv"}
 VALIDATION_SPLITS = ("validation", "valid")
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 HELD_OUT_SHARE = 0.1  # of the training rows, where the data has no validation split
 
 
@@ -95,7 +97,8 @@ def train(
         )
         pair.config.save_pretrained(arguments.output_dir)
         before, after = found.pilot.per_token()[0], found.pair.per_token()[0]
-        print(f"lambda = {found.strength:.3f} on {len(validation_rows)} rows: Brier score {before:.4f} -> {after:.4f}")
+        on = f"on {len(validation_rows)} rows"
+        print(f"lambda = {found.strength:.3f} {on}: Brier score per token {before:.4f} -> {after:.4f}")
     if arguments.push_to_hub:
         trainer.push_to_hub()
 
@@ -213,6 +216,11 @@ def load_pair(chosen: PairArguments) -> tuple[PilotCopilotModel, PreTrainedToken
 def pilot_adapters(pilot: PilotArguments) -> LoraConfig | None:
     """The adapters to train, or None for a Pilot trained in full."""
     if not pilot.use_peft:
+        changed = [name for name in LORA if getattr(pilot, name) != getattr(PilotArguments(""), name)]
+        if changed:
+            raise ValueError(
+                f"{changed[0]} is {getattr(pilot, changed[0])}, but use_peft is False: there are no adapters"
+            )
         return None
     names = pilot.lora_target_modules
     return LoraConfig(
@@ -245,9 +253,9 @@ def number_or(word: str, name: str, value: str) -> int | str:
 
 def log_paths(folder: str) -> list[Path]:
     """The Mistake Logs of an output folder or a checkpoint, at least one."""
-    paths = sorted(Path(folder).glob("mistake_log*.safetensors"))
+    paths = sorted(Path(folder).glob("*mistake_log*.safetensors"))
     if not paths:
-        raise FileNotFoundError(f"{folder!r} holds no mistake_log*.safetensors; give an output folder or a checkpoint")
+        raise FileNotFoundError(f"{folder!r} holds no *mistake_log*.safetensors; give an output folder or a checkpoint")
     return paths
 
 
@@ -269,6 +277,8 @@ def open_log(path: Path) -> MistakeLog:
 def load_splits(data: DataArguments) -> DatasetDict:
     """All splits of the data, by name; a single file is one split, "train"."""
     path = Path(data.dataset_name)
+    if data.dataset_config is not None and (data.task is not None or path.suffix in FILE_FORMATS):
+        raise ValueError(f"dataset_config is {data.dataset_config!r}, which only a hub data set has")
     if data.task is not None:
         found = [name for name in get_args(Split) if (path / data.task / f"{name}.json").is_file()]
         if not found:
@@ -376,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
     name = top.parse_args(argv[:1]).command
     try:
         COMMANDS[name][0](*parse(name, argv[1:]))
-    except (ValueError, OSError, ImportError, DatasetsError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, DatasetsError) as error:
         print(f"tcopilot: error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

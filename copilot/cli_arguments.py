@@ -107,10 +107,10 @@ class EvaluationArguments:
 class PairArguments:
     """Which pair is used."""
 
-    pair: str = field(metadata={"help": "A trained pair: a folder or a hub id."})
+    pair: str = field(metadata={"help": "A trained pair: a folder or, except in plot, a hub id."})
     pilot: str | None = flag("The Pilot to attach the Copilot to; by default the one it was trained beside.")
-    dtype: str = flag(
-        "Type of the Pilot's weights: that of its training, for which lambda was chosen.", "float32", DTYPES
+    dtype: str | None = flag(
+        "Type of the Pilot's weights; by default that of its training, for which lambda was chosen.", None, DTYPES
     )
     strength: float | None = flag("lambda; 0 is the Pilot alone; by default the calibrated one.")
 
@@ -149,7 +149,7 @@ def flags_of_file(path: str, parser: ArgumentParser) -> list[str]:
         parser.error(f"config {path}: {one_line(error)}")
     if not isinstance(values, dict):
         parser.error(f"config {path} holds {type(values).__name__}, expected lines of 'flag: value'")
-    known = {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions} - {"config"}
     flags: list[str] = []
     for name, value in values.items():
         if name not in known:

@@ -42,6 +42,7 @@ class CopilotConfig(PretrainedConfig):
         vocab_size: V, the size of the Pilot's output, and so of p^.
         pilot_hidden_size: d, the width of X~ and h.
         base_model_name_or_path: the Pilot this Copilot was trained beside.
+        pilot_dtype: the type that Pilot had when the Copilot was saved, by its name in torch.
         candidates: k; the correction is restricted to the Pilot's k most likely tokens. None is the paper's full
             vocabulary.
         rectifier: "simplex": f = softmax(z + delta) - p^; "linear" (the paper's text): f = delta.
@@ -79,6 +80,7 @@ class CopilotConfig(PretrainedConfig):
         vocab_size: int = 0,
         pilot_hidden_size: int = 0,
         base_model_name_or_path: str | None = None,
+        pilot_dtype: str | None = None,
         candidates: int | None = 32,
         rectifier: str = "simplex",
         fusion: str = "probability",
@@ -112,6 +114,7 @@ class CopilotConfig(PretrainedConfig):
         self.vocab_size = vocab_size
         self.pilot_hidden_size = pilot_hidden_size
         self.base_model_name_or_path = base_model_name_or_path
+        self.pilot_dtype = pilot_dtype
         self.candidates = min(candidates, vocab_size) if candidates and vocab_size else candidates
         self.rectifier = rectifier
         self.fusion = fusion

@@ -208,13 +208,23 @@ def refuse(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is not supported by a pair: {reason}")
 
 
-def check_step(cache: Cache | None, new_tokens: int) -> CopilotCache:
-    """The cache of a generation; ValueError unless this forward is a step the Copilot can make."""
+def check_labelled(cache: Cache | None, return_dict: bool) -> None:
+    """Raise ValueError for what a labelled forward would leave unused."""
+    if cache is not None:
+        raise ValueError("past_key_values cannot be given with labels: a labelled row is a whole text, prompt included")
+    if return_dict is False:
+        raise ValueError("return_dict must be True; got False")
+
+
+def check_step(cache: Cache | None, tokens: Tensor | None, name: str) -> tuple[CopilotCache, Tensor]:
+    """Cache and tokens (B, n) of a generation; ValueError unless this forward is a step the Copilot can make."""
     if not isinstance(cache, CopilotCache):
         raise ValueError(
             "forward without labels needs past_key_values (a CopilotCache, as generate makes it): which tokens the "
             "Copilot corrects is not known otherwise. Pass labels to score a text, or strength=0 for the Pilot alone"
         )
-    if cache.feedback and new_tokens != 1:
-        raise ValueError(f"after the prompt a pair takes one token at a time; got {new_tokens}")
-    return cache
+    if tokens is None:
+        raise ValueError(f"a step of generation needs {name}; got None")
+    if cache.feedback and tokens.shape[1] != 1:
+        raise ValueError(f"after the prompt a pair takes one token at a time; got {tokens.shape[1]}")
+    return cache, tokens

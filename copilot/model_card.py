@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 from transformers import Trainer
 
+TAG = "transformer-copilot"
 MODEL_CARD = """---
 {data}
 ---
@@ -22,8 +23,8 @@ MODEL_CARD = """---
 from copilot import {pair_class}
 from transformers import AutoTokenizer
 
-pair = {pair_class}.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+pair = {pair_class}.from_pretrained("{source}")
+tokenizer = AutoTokenizer.from_pretrained("{source}")
 inputs = tokenizer("...", return_tensors="pt")
 print(tokenizer.decode(pair.generate(**inputs, max_new_tokens=64)[0]))
 ```
@@ -39,8 +40,17 @@ def model_card(trainer: Trainer) -> str:
     """The card of the pair that a trainer trains."""
     pair, args = trainer.model, trainer.args
     name = trainer.hub_model_id or Path(args.output_dir).absolute().name
+    source = trainer.hub_model_id or args.output_dir
     pilot = pair.config.base_model_name_or_path
-    tags = ["generated_from_trainer", "transformer-copilot"]
+    tags = ["generated_from_trainer", TAG]
     base_model = None if pilot is None or Path(pilot).is_dir() else pilot  # the hub takes ids alone
     data = ModelCardData(base_model=base_model, library_name="transformers", model_name=name, tags=tags)
-    return MODEL_CARD.format(data=data, name=name, pilot=pilot or "A Pilot", pair_class=type(pair).__name__, args=args)
+    facts = {"data": data, "name": name, "source": source, "pilot": pilot or "A Pilot", "args": args}
+    return MODEL_CARD.format(**facts, pair_class=type(pair).__name__)
+
+
+def write_model_card(trainer: Trainer, folder: Path) -> None:
+    """Write README.md, unless there is one of somebody else's."""
+    path = folder / "README.md"
+    if not path.exists() or TAG in path.read_text(encoding="utf-8"):
+        path.write_text(model_card(trainer), encoding="utf-8")

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM
 
 from copilot.cache import CopilotCache
-from copilot.generation import check_step
+from copilot.generation import check_labelled, check_step
 from copilot.loss import PilotPass, Supervision
 from copilot.pair_base import PairOutput, PilotCopilotModel
 from copilot.tap import embedding_is_frozen
@@ -61,6 +61,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         strength = self._resolve_strength(strength)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": position_ids}
         if labels is not None:
+            check_labelled(past_key_values, return_dict)
             passed = self.pilot_pass(
                 labels, attention_mask=attention_mask, every_position=return_logits and not self.training, **inputs
             )
@@ -75,9 +76,10 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
                 logits_to_keep=logits_to_keep,
             )
             return PairOutput(logits=outputs.logits, past_key_values=past_key_values)
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        assert tokens is not None
-        cache = check_step(past_key_values, tokens.shape[1])
+        given = input_ids if input_ids is not None else inputs_embeds
+        cache, tokens = check_step(past_key_values, given, "input_ids or inputs_embeds")
+        if cache.context_mask is None and attention_mask is not None and attention_mask.dim() == 2:
+            cache.context_mask = attention_mask.to(self.copilot.device).bool()
         with self.tap(tail=1) as tapped:
             outputs = self.pilot(
                 **inputs,
@@ -176,6 +178,7 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
             "decoder_attention_mask": decoder_attention_mask,
         }
         if labels is not None:
+            check_labelled(past_key_values, return_dict)
             passed = self.pilot_pass(
                 labels, every_position=return_logits and not self.training, **inputs, **decoder_inputs
             )
@@ -184,12 +187,13 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
             pilot_cache = None if past_key_values is None else past_key_values.pilot
             outputs = self.pilot(**inputs, **decoder_inputs, past_key_values=pilot_cache, use_cache=use_cache)
             return PairOutput(logits=outputs.logits, past_key_values=past_key_values)
-        assert decoder_input_ids is not None
-        cache = check_step(past_key_values, decoder_input_ids.shape[1])
+        cache, tokens = check_step(past_key_values, decoder_input_ids, "decoder_input_ids")
         with self.tap(tail=1) as tapped:
             outputs = self.pilot(**inputs, **decoder_inputs, past_key_values=cache.pilot, use_cache=True)
-        context = None if cache.feedback else encoder_outputs[0]
-        logits = self._corrected_step(outputs.logits[:, -1], tapped, decoder_input_ids, context, cache, strength)
+        context = None if cache.feedback else outputs.encoder_last_hidden_state
+        if cache.context_mask is None and attention_mask is not None:
+            cache.context_mask = attention_mask.to(self.copilot.device).bool()
+        logits = self._corrected_step(outputs.logits[:, -1], tapped, tokens, context, cache, strength)
         return PairOutput(logits=logits[:, None], past_key_values=cache)
 
     def pilot_pass(

@@ -34,6 +34,12 @@ def has_adapters(pilot: PreTrainedModel) -> bool:
     return bool(getattr(pilot, "peft_config", None))
 
 
+def check_base_survives(folder: Path, pilot: PreTrainedModel, adapted: bool) -> None:
+    """Raise ValueError where an adapted Pilot's adapters would be saved over the model under them."""
+    if adapted and pilot.name_or_path and Path(pilot.name_or_path).resolve() == folder.resolve():
+        raise ValueError(f"the Pilot was loaded from {folder}, where its adapters would replace it; save elsewhere")
+
+
 def discard_other_kind(folder: Path, pilot: PreTrainedModel) -> None:
     """Delete adapters saved before beside a Pilot's weights, or the weights and configuration beside its adapters.
 
@@ -150,7 +156,8 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             **kwargs: passed on to `PreTrainedModel.save_pretrained`; `state_dict` is the pair's.
 
         Raises:
-            ValueError: push_to_hub with save_pilot: it would upload the Copilot alone.
+            ValueError: push_to_hub with save_pilot: it would upload the Copilot alone. Adapters that would replace the
+                model under them.
         """
         if save_pilot and kwargs.get("push_to_hub"):
             raise ValueError(
@@ -172,12 +179,16 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             }
 
         folder = Path(save_directory) / "pilot"
+        self.config.pilot_dtype = str(self.pilot.dtype).removeprefix("torch.")
         if save_pilot:
+            check_base_survives(folder, self.pilot, has_adapters(self.pilot))
             of_pilot = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
             self.pilot.save_pretrained(folder, **of_pilot, **options("pilot"))
             discard_other_kind(folder, self.pilot)
         elif has_adapters(self.pilot):
             logger.warning("The Pilot's adapters are not saved with its Copilot; save_pilot=True writes both.")
+        if not save_pilot and folder.is_dir():
+            logger.warning(f"{folder} is of an earlier save, and from_pretrained will attach the Copilot to it.")
         self.copilot.save_pretrained(save_directory, **kwargs, **options("copilot"))
 
     @classmethod
@@ -186,7 +197,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         path: str | os.PathLike[str],
         pilot: PreTrainedModel | str | os.PathLike[str] | None = None,
         *,
-        pilot_dtype: torch.dtype | str = "auto",
+        pilot_dtype: torch.dtype | str | None = None,
         **kwargs: Any,
     ) -> Self:
         """A saved Copilot, attached to a Pilot, on that one's device.
@@ -195,19 +206,22 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             path: a folder written by `save_pretrained`, or a hub id.
             pilot: the Pilot to attach to, or its id or folder; None takes the saved one (`path`/pilot; its adapters can
                 be trained further), else the one named in the config.
-            pilot_dtype: of a Pilot that is loaded; "auto" is the type of its files. Adapters are saved without the
-                model under them: beside a Pilot that was float32 in training, give `torch.float32`.
-            **kwargs: passed on to `CopilotModel.from_pretrained`; revision, token and cache_dir to the hub.
+            pilot_dtype: of a Pilot that is loaded; None is the type it had when the Copilot was saved, for which lambda
+                was chosen, "auto" that of its files.
+            **kwargs: passed on to `CopilotModel.from_pretrained`; revision, token, cache_dir, local_files_only and
+                force_download to the hub.
 
         Raises:
             OSError: no folder and no hub repository of that name.
             ValueError: no Copilot at `path`, incomplete weights, or a Pilot of another vocabulary or width.
         """
-        hub = {name: kwargs.pop(name) for name in ("token", "cache_dir") if name in kwargs}
+        names = ("token", "cache_dir", "local_files_only", "force_download")
+        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
         if not Path(path).is_dir():  # the whole repository, so that a Pilot saved beside the Copilot comes with it
             revision = {"revision": kwargs.pop("revision")} if "revision" in kwargs else {}
+            unneeded = ["*checkpoint*/*", *([] if pilot is None else ["pilot/*"])]
             try:
-                path = snapshot_download(str(path), **revision, **hub)
+                path = snapshot_download(str(path), ignore_patterns=unneeded, **revision, **hub)
             except HFValidationError as error:
                 raise FileNotFoundError(f"path must be a folder or a hub id; got {str(path)!r}") from error
         kind = PretrainedConfig.get_config_dict(path, **kwargs)[0].get("model_type")
@@ -228,7 +242,10 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             pilot = str(saved) if saved.is_dir() else copilot.config.base_model_name_or_path
         if pilot is None:
             raise ValueError(f"pilot must be given: {path} neither holds a Pilot nor names one")
-        attached = cls._resolve_pilot(pilot, dtype=pilot_dtype, **hub)
+        try:
+            attached = cls._resolve_pilot(pilot, dtype=pilot_dtype or copilot.config.pilot_dtype or "auto", **hub)
+        except SafetensorError as error:
+            raise ValueError(f"pilot must have complete weights; {pilot}: {error}") from error
         return cls(attached, copilot.to(attached.device))
 
     # What generation and the Trainer ask of a model, answered by the Pilot.

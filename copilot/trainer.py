@@ -14,10 +14,17 @@ from typing import Any, TypeAlias
 import torch
 from datasets import Dataset
 from peft import PeftConfig
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer_utils import (
+    EvalLoopOutput,
+    HubStrategy,
+    PredictionOutput,
+    TrainOutput,
+    validate_quantization_for_training,
+)
 from transformers.utils import logging
 
 from copilot.checkpoints import read_weights, write_weights
@@ -26,9 +33,9 @@ from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import parameter_groups
 from copilot.loss import IGNORE_INDEX
 from copilot.mistake_log import MistakeLog
-from copilot.model_card import model_card
+from copilot.model_card import write_model_card
 from copilot.pair import PilotCopilotModel
-from copilot.pair_base import discard_other_kind, has_adapters
+from copilot.pair_base import check_base_survives, discard_other_kind, has_adapters
 from copilot.training_arguments import CopilotTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -65,7 +72,8 @@ class CopilotTrainer(Trainer):
         peft_config: adapters to inject into the Pilot; the Copilot keeps the Pilot's original layers.
 
     Raises:
-        ValueError: a model that is no pair, a Pilot that has adapters already, or unusable data.
+        ValueError: a model that is no pair, a Pilot that has adapters already or was loaded from where its adapters
+            would be saved, unusable data, or FSDP or DeepSpeed. The model stays as it was.
     """
 
     model: PilotCopilotModel
@@ -92,6 +100,8 @@ class CopilotTrainer(Trainer):
             )
         if peft_config is not None and has_adapters(model.pilot):
             raise ValueError(f"peft_config is given, but the Pilot has the adapters {model.pilot.active_adapters()}")
+        adapted = peft_config is not None or has_adapters(model.pilot)
+        check_base_survives(Path(args.output_dir, "pilot"), model.pilot, adapted)
         self._prepare = partial(
             prepare_dataset,
             processing_class=processing_class,
@@ -113,12 +123,6 @@ class CopilotTrainer(Trainer):
                 eval_dataset = {name: self._prepare(rows) for name, rows in eval_dataset.items()}
             elif eval_dataset is not None:
                 eval_dataset = self._prepare(eval_dataset)
-        if peft_config is not None:
-            torch.manual_seed(args.seed)  # the same adapters in every process and every run
-            model.pilot.add_adapter(peft_config)
-            for parameter in model.pilot.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()  # as get_peft_model does: half precision loses small steps
         # Padding is masked everywhere, so any token will do where the tokenizer names none.
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
         super().__init__(
@@ -130,9 +134,18 @@ class CopilotTrainer(Trainer):
             processing_class=processing_class,
             callbacks=callbacks,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # also by `accelerate launch`, past the arguments
+            raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")
+        if peft_config is not None:
+            torch.manual_seed(args.seed)  # the same adapters in every process and every run
+            model.pilot.add_adapter(peft_config)
+            cast_adapter_dtype(model.pilot, *model.pilot.active_adapters())  # half precision loses small steps
+        if any(parameter.requires_grad for parameter in model.pilot.parameters()):
+            validate_quantization_for_training(model.pilot)  # Trainer looks at the pair alone
         # The pair's forward takes num_items_in_batch: tokens of all micro-batches and processes of one step.
         self.model_accepts_loss_kwargs = True
-        model.mistake_log = self.mistake_log = MistakeLog(
+        self._training = False
+        model.mistake_log = MistakeLog(
             args.log_rounds * args.gradient_accumulation_steps, seed=args.seed, hidden_dtype=args.log_hidden_dtype
         )
         self.add_callback(FurtherUpdates(self))
@@ -143,11 +156,27 @@ class CopilotTrainer(Trainer):
         # Over an evaluation: Pilot's loss and Copilot's loss to that power, summed over tokens; tokens.
         self._eval_sums = torch.zeros(3, device=args.device)
 
+    @property
+    def mistake_log(self) -> MistakeLog:
+        """The pair's; an AssertionError where it was taken away."""
+        assert self.model.mistake_log is not None
+        return self.model.mistake_log
+
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trainer's. Afterwards the pair computes as it did before, without the training's autocast."""
-        output = super().train(*args, **kwargs)
+        self._training = True
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._training = False
+            self._release()
+
+    def _release(self) -> None:
+        """Undo what `accelerator.prepare` did to the pair: the next training or evaluation prepares it anew."""
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        return output
+        self.model.__dict__.pop("_is_accelerate_prepared", None)
+        self.accelerator.free_memory()
+        self.model_wrapped = self.model
 
     def evaluate(
         self, eval_dataset: str | Rows | dict[str, Rows] | None = None, *args: Any, **kwargs: Any
@@ -273,7 +302,11 @@ class CopilotTrainer(Trainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Trainer's, reporting `ce` and `rmse` over all tokens, and their sum as the loss."""
         self._eval_sums.zero_()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            if not self._training:
+                self._release()
         pilot_sum, copilot_sum, tokens = self.accelerator.reduce(self._eval_sums, "sum").tolist()
         cross_entropy, copilot_loss = pilot_sum / tokens, (copilot_sum / tokens) ** (1 / self._power)
         names = ("loss", "ce", self._copilot_metric)
@@ -288,6 +321,7 @@ class CopilotTrainer(Trainer):
         if not self.args.should_save:
             return
         target = Path(output_dir or self.args.output_dir)
+        check_base_survives(target / "pilot", self.model.pilot, has_adapters(self.model.pilot))
         unfinished = target / ".unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
         unfinished.mkdir(parents=True)
@@ -295,16 +329,18 @@ class CopilotTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(unfinished)
         torch.save(self.args, unfinished / "training_args.bin")
-        (unfinished / "README.md").write_text(model_card(self), encoding="utf-8")
         for file in [path for path in unfinished.rglob("*") if path.is_file()]:
             finished = target / file.relative_to(unfinished)
             finished.parent.mkdir(parents=True, exist_ok=True)
             file.replace(finished)
         discard_other_kind(target / "pilot", self.model.pilot)
         shutil.rmtree(unfinished)
+        write_model_card(self, target)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero():  # Trainer takes along the files of the checkpoint alone
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        pushes = self.args.hub_strategy != HubStrategy.END and (self.args.hub_always_push or not busy)
+        if self.is_world_process_zero() and pushes:  # Trainer takes along the files of the checkpoint alone
             target = Path(self.args.output_dir, "pilot")
             shutil.copytree(Path(checkpoint_folder, "pilot"), target, dirs_exist_ok=True)
             discard_other_kind(target, self.model.pilot)
@@ -361,4 +397,4 @@ class CopilotTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md to the output folder."""
         if self.is_world_process_zero():
-            Path(self.args.output_dir, "README.md").write_text(model_card(self), encoding="utf-8")
+            write_model_card(self, Path(self.args.output_dir))

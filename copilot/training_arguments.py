@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
+from copilot.mistake_log import HIDDEN_DTYPES
+from copilot.ops.rectify import check_choice
+
 
 @dataclass
 class CopilotTrainingArguments(TrainingArguments):
@@ -52,5 +55,10 @@ class CopilotTrainingArguments(TrainingArguments):
             raise ValueError(
                 "use_liger_kernel is True, expected False: mistakes are taken from logits, which its loss skips"
             )
+        if self.neftune_noise_alpha is not None:
+            raise ValueError(f"neftune_noise_alpha is {self.neftune_noise_alpha}, expected None: it adds noise to X~")
+        if self.log_rounds < 1:
+            raise ValueError(f"log_rounds must be at least 1; got {self.log_rounds}")
+        check_choice("log_hidden_dtype", self.log_hidden_dtype, tuple(HIDDEN_DTYPES))
         if self.fsdp or self.deepspeed:
             raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")

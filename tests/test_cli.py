@@ -112,7 +112,7 @@ def test_a_pair_is_trained_evaluated_and_used(save_pilot, rows_file, tmp_path, c
 
     assert run("log", str(out)) == 0
     report = capsys.readouterr().out
-    assert "mistake_log.safetensors: 2 of 2 rounds" in report
+    assert "_mistake_log.safetensors: 2 of 2 rounds" in report
     assert "taken for" in report
 
 
@@ -172,7 +172,7 @@ def test_training_changes_the_pilot_in_full_unless_adapters_are_asked_for(save_p
     assert train(pilot, rows_file, tmp_path / "lora", use_peft=True, lora_r=4) == 0
     before = load_file(Path(pilot) / "model.safetensors")
     after = load_file(tmp_path / "full" / "pilot" / "model.safetensors")
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
     adapters = load_file(tmp_path / "lora" / "pilot" / "adapter_model.safetensors")
     assert {"lora_A", "lora_B"} == {part for name in adapters for part in name.split(".") if part.startswith("lora_")}
     assert {tensor.shape[0] for name, tensor in adapters.items() if "lora_A" in name} == {4}
@@ -205,7 +205,7 @@ def test_the_copilots_loss_is_chosen_by_flag(save_pilot, rows_file, tmp_path):
 def test_the_mistake_log_of_a_run_is_kept(save_pilot, rows_file, tmp_path):
     assert train(save_pilot(), rows_file, tmp_path / "out", log_hidden_dtype="int8", log_rounds=5) == 0
     log = MistakeLog(5, hidden_dtype="int8")
-    log.load(tmp_path / "out" / "mistake_log.safetensors")
+    log.load(tmp_path / "out" / "_mistake_log.safetensors")
     assert log.rounds_seen == 2
 
 
@@ -238,7 +238,7 @@ def test_a_plot_without_matplotlib_says_how_to_install_it(tmp_path, capsys, monk
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ({"pair": "logless"}, "'logless' holds no mistake_log*.safetensors"),
+        ({"pair": "logless"}, "'logless' holds no *mistake_log*.safetensors"),
         ({"out": "rows.jsonl/figures"}, "rows.jsonl"),
         ({"out": "rows.jsonl"}, "out is 'rows.jsonl'"),
         ({"dataset_name": "incomplete.jsonl"}, "1 of 2 rows have no completion"),
@@ -257,7 +257,7 @@ def test_nothing_is_plotted_of_what_cannot_be_used(
     for folder in (tmp_path / "out", tmp_path / "logless"):
         pair.save_pretrained(folder, save_pilot=True)
         tokenizer.save_pretrained(folder)
-    filled(0).save(tmp_path / "out" / "mistake_log.safetensors")
+    filled(0).save(tmp_path / "out" / "_mistake_log.safetensors")
     write_rows(tmp_path / "incomplete.jsonl", [ROWS[0], ROWS[1] | {"completion": ""}])
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
@@ -353,7 +353,9 @@ def test_env_prints_the_environment(capsys):
 
 def test_help_names_the_flags_and_their_defaults(capsys):
     assert run("train", "--help") == 0
-    assert "--copilot_learning_rate" in capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--copilot_learning_rate" in text
+    assert "The Copilot's peak learning rate. (default: 0.0005)" in text
 
 
 # ---- YAML ----
@@ -421,7 +423,9 @@ def assert_refused(code: int, capsys: Any, named: str, out: Path | None = None) 
         ({"rectifier": "both"}, "--rectifier"),
         ({"copilot_loss": "ce", "rectifier": "linear"}, "linear"),
         ({"max_length": 1}, "max_length"),
-        ({"log_rounds": 0}, "capacity"),
+        ({"log_rounds": 0}, "log_rounds"),
+        ({"lora_r": 4}, "lora_r is 4, but use_peft is False"),
+        ({"dataset_config": "main"}, "dataset_config is 'main', which only a hub data set has"),
         ({"log_hidden_dtype": "int4"}, "int4"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         ({"use_peft": True, "lora_target_modules": "no_such_layer"}, "no_such_layer"),
@@ -485,9 +489,19 @@ def test_a_finished_pair_is_used_only_as_it_can_be(
     pair.save_pretrained(tmp_path / "out", save_pilot=True)
     tokenizer.save_pretrained(tmp_path / "out")
     tokenizer.save_pretrained(tmp_path / "broken")
-    (tmp_path / "broken" / "mistake_log.safetensors").write_bytes(b"not a log")
+    (tmp_path / "broken" / "_mistake_log.safetensors").write_bytes(b"not a log")
     write_rows(tmp_path / "other.jsonl", [{"text": "w1 w2"}])
     (tmp_path / "numbers.csv").write_text("prompt,completion\nw1,12\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     assert_refused(run(command, *positional, **flags), capsys, named)
+
+
+def test_an_overflow_is_one_line(save_pilot, rows_file, tmp_path, capsys, monkeypatch):
+    def overflow(*_arguments: Any, **_options: Any) -> None:
+        raise FloatingPointError("the Pilot's logits for the prompt are NaN")
+
+    assert train(save_pilot(), rows_file, tmp_path / "out") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(cli, "complete", overflow)
+    assert_refused(run("generate", "w1", pair=tmp_path / "out"), capsys, "logits for the prompt are NaN")

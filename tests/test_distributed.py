@@ -97,6 +97,7 @@ def run_trainer(folder: Path, batch_size: int) -> None:
             disable_tqdm=True,
         )
         trainer = CopilotTrainer(pair, args, make_rows(16), make_rows(8))
+        trainer.evaluate()  # which must not keep the processes from training together
         trainer.train(resume_from_checkpoint=str(folder / "out" / "checkpoint-2") if resume else None)
         metrics = trainer.evaluate() | trainer.evaluate(make_rows(7), metric_key_prefix="seven")
         metrics |= trainer.evaluate(make_rows(3), metric_key_prefix="three")  # of two processes, one has none of them

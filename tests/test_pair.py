@@ -13,19 +13,23 @@ from builders import (
     PAD,
     ROWS,
     VOCAB_SIZE,
+    batch_of,
     batch_of_rows,
     dense,
     dense_loss,
     dense_rectified,
     layer_outputs,
     onehot,
+    prompts,
     random_ids,
     random_pair,
     tiny_pilot,
 )
 from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
 
 from copilot import MistakeLog
+from copilot.cache import CopilotCache
 
 families = pytest.mark.parametrize("kind", FAMILIES)
 both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
@@ -375,3 +379,39 @@ def test_a_pairs_vocabulary_is_not_resized():
     with pytest.raises(ValueError, match="resize the Pilot's before from_pilot"):
         pair.resize_token_embeddings(VOCAB_SIZE + 8)
     assert pair.pilot.get_input_embeddings().weight.shape[0] == VOCAB_SIZE
+
+
+# ---- What a forward would leave unused ----
+
+
+@both_kinds
+def test_a_cache_beside_labels_is_refused(kind):
+    pair = random_pair(kind)
+    cache = CopilotCache(DynamicCache(), pair.copilot.attention_count())
+    with pytest.raises(ValueError, match="past_key_values cannot be given with labels"):
+        pair(**batch_of(kind), past_key_values=cache)
+    with pytest.raises(ValueError, match="return_dict must be True"):
+        pair(**batch_of(kind), return_dict=False)
+
+
+@both_kinds
+def test_a_step_without_its_tokens_or_its_cache_is_refused(kind):
+    pair = random_pair(kind)
+    with pytest.raises(ValueError, match="forward without labels needs past_key_values"):
+        pair(input_ids=random_ids(2, 4))
+    cache = CopilotCache(DynamicCache(), pair.copilot.attention_count())
+    with pytest.raises(ValueError, match=r"a step of generation needs (decoder_)?input_ids"):
+        pair(past_key_values=cache, strength=1.0)
+
+
+@both_kinds
+def test_the_first_step_by_hand_hides_padding_as_generate_does(kind):
+    pair, inputs = random_pair(kind), prompts()
+    whole = pair.generate(**inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    pilot_cache = DynamicCache() if kind == "llama" else EncoderDecoderCache(DynamicCache(), DynamicCache())
+    cache = CopilotCache(pilot_cache, pair.copilot.attention_count())
+    decoder = {"decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)} if kind == "t5" else {}
+    positions = {} if kind == "t5" else {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+    with torch.no_grad():
+        logits = pair(**inputs, **decoder, **positions, past_key_values=cache).logits
+    torch.testing.assert_close(logits[:, -1], whole.logits[0])

@@ -286,6 +286,52 @@ def test_the_hub_token_reaches_the_pilot(tmp_path, monkeypatch):
     assert given["token"] == "secret"
 
 
+def test_a_pilot_is_loaded_in_the_type_it_had_when_the_pair_was_saved(tmp_path):
+    """Adapters are saved without the model under them, whose files may be of another type."""
+    tiny_pilot().bfloat16().save_pretrained(tmp_path / "base")
+    pilot = type(tiny_pilot()).from_pretrained(tmp_path / "base", dtype=torch.float32)
+    pair = PilotCopilotForCausalLM.from_pilot(pilot, layers=2)
+    pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    pair.save_pretrained(tmp_path / "out", save_pilot=True)
+    assert PilotCopilotForCausalLM.from_pretrained(tmp_path / "out").pilot.dtype == torch.float32
+    assert PilotCopilotForCausalLM.from_pretrained(tmp_path / "out", pilot_dtype="auto").pilot.dtype == torch.bfloat16
+    pair.bfloat16().save_pretrained(tmp_path / "out", save_pilot=True)
+    assert PilotCopilotForCausalLM.from_pretrained(tmp_path / "out").pilot.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_pair_of_the_hub_comes_with_its_pilot_where_that_is_needed(tmp_path, monkeypatch, given):
+    random_pair().save_pretrained(tmp_path, save_pilot=True)
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        pair_base, "snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path)
+    )
+    where = {"revision": "r", "token": "t", "cache_dir": str(tmp_path / "cache"), "local_files_only": True}
+    pilot = tiny_pilot() if given else None
+    PilotCopilotForCausalLM.from_pretrained("some/pair", pilot=pilot, **where)
+    unneeded = ["*checkpoint*/*", "pilot/*"] if given else ["*checkpoint*/*"]
+    assert asked == [("some/pair", {"ignore_patterns": unneeded} | where)]
+
+
+def test_what_is_neither_a_folder_nor_a_hub_id_is_told():
+    with pytest.raises(FileNotFoundError, match=r"^path must be a folder or a hub id; got 'no//id'"):
+        PilotCopilotForCausalLM.from_pretrained("no//id")
+
+
+def test_a_damaged_pilot_is_one_clear_error(tmp_path):
+    random_pair().save_pretrained(tmp_path, save_pilot=True)
+    truncate(tmp_path / "pilot")
+    with pytest.raises(ValueError, match=r"^pilot must have complete weights; .*pilot"):
+        PilotCopilotForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_pilot_spread_over_devices_is_refused():
+    pilot = tiny_pilot()
+    pilot.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    with pytest.raises(ValueError, match=r"^pilot must be on one device"):
+        PilotCopilotForCausalLM.from_pilot(pilot, layers=2)
+
+
 # ---- Into a used folder, and the arguments of save_pretrained ----
 
 
@@ -320,6 +366,15 @@ def test_adapters_left_out_are_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(pair_base.logger, "propagate", True)
     pair.save_pretrained(tmp_path)
     assert "adapters are not saved" in caplog.text
+
+
+def test_a_pilot_of_an_earlier_save_is_told(tmp_path, caplog, monkeypatch):
+    pair = random_pair()
+    monkeypatch.setattr(pair_base.logger, "propagate", True)
+    pair.save_pretrained(tmp_path, save_pilot=True)
+    assert "earlier save" not in caplog.text
+    pair.save_pretrained(tmp_path)
+    assert "pilot is of an earlier save" in caplog.text
 
 
 def test_a_state_dict_of_the_pair_is_shared_out(tmp_path):

@@ -99,7 +99,9 @@ def test_both_models_learn(make_pair, make_trainer, kind):
     trainer.train()
     after = trainer.evaluate()
     assert after["eval_ce"] < 0.7 * before["eval_ce"]
-    assert after["eval_rmse"] < before["eval_rmse"]
+    with torch.no_grad():
+        trainer.model.copilot.head.weight.zero_()
+    assert after["eval_rmse"] < 0.99 * trainer.evaluate()["eval_rmse"]  # as it is with no correction at all
 
 
 def test_a_frozen_pilot_stays_and_its_copilot_learns(make_pair, make_trainer):
@@ -246,12 +248,18 @@ def test_a_log_line_has_both_losses_and_both_learning_rates(make_trainer):
     assert lines[0]["ce"] == pytest.approx(math.log(128), rel=0.1)  # the mean over two steps, not their sum
 
 
-def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenizer):
-    pair = make_pair()
+@pytest.mark.parametrize(("loss", "name_of_loss"), [("rmse", "rmse"), ("ce", "copilot_loss"), ("kl", "copilot_loss")])
+def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenizer, loss, name_of_loss):
+    pair = make_pair(loss=loss)
     trainer = make_trainer(
-        pair, eval_rows={"some": TEXT_ROWS[:5], "others": TEXT_ROWS[5:]}, per_device_eval_batch_size=2
+        pair,
+        eval_rows={"some": TEXT_ROWS[:5], "others": TEXT_ROWS[5:]},
+        per_device_eval_batch_size=2,
+        logging_strategy="steps",
+        logging_steps=1,
     )
     trainer.train()
+    assert name_of_loss in trainer.state.log_history[0]
     metrics = trainer.evaluate()
     pair.eval()
     for name, rows in (("some", TEXT_ROWS[:5]), ("others", TEXT_ROWS[5:])):
@@ -259,7 +267,7 @@ def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenize
         with torch.no_grad():
             output = pair(**whole)
         assert metrics[f"eval_{name}_ce"] == pytest.approx(output.pilot_loss.item(), rel=1e-5)
-        assert metrics[f"eval_{name}_rmse"] == pytest.approx(output.copilot_loss.item(), rel=1e-5)
+        assert metrics[f"eval_{name}_{name_of_loss}"] == pytest.approx(output.copilot_loss.item(), rel=1e-5)
         assert metrics[f"eval_{name}_loss"] == pytest.approx(output.loss.item(), rel=1e-5)
 
 
@@ -392,6 +400,7 @@ def test_a_push_during_training_takes_the_pilot_along(make_pair, make_trainer, m
     pair.pilot.save_pretrained(Path(make_trainer(pair).args.output_dir) / "pilot")  # of an earlier run
     trainer = make_trainer(pair, peft_config=PILOT_LORA, save_strategy="steps", save_steps=2)
     trainer.train()
+    trainer.push_in_progress = None  # as at the start of a training that pushes
     trainer._push_from_checkpoint(str(Path(trainer.args.output_dir) / "checkpoint-2"))
     (names,) = pushed
     assert {"adapter_config.json", "adapter_model.safetensors"} <= names
@@ -405,16 +414,25 @@ def test_an_interrupted_save_leaves_the_earlier_one_complete(make_pair, make_tra
     saved = copied(pair)
     trainer.train()
 
-    def interrupted(folder: Path) -> None:
+    def interrupted(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pair.pilot, "save_pretrained", interrupted)
-    with pytest.raises(KeyboardInterrupt):  # with the Copilot written and the Pilot not
+    monkeypatch.setattr(pair.copilot, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # with the Pilot written and the Copilot not
         trainer.save_model()
+    assert list(Path(trainer.args.output_dir, ".unfinished", "pilot").glob("*.safetensors"))
     assert_same(saved, copied(PilotCopilotForCausalLM.from_pretrained(trainer.args.output_dir)))
     monkeypatch.undo()
     trainer.save_model()
     assert_same(copied(pair), copied(PilotCopilotForCausalLM.from_pretrained(trainer.args.output_dir)))
+
+
+class Ruin(TrainerCallback):
+    """Makes the second step the worse one."""
+
+    def on_step_begin(self, args, state, control, optimizer, **kwargs):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 if state.global_step == 0 else 100.0
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(make_pair, make_trainer):
@@ -423,7 +441,6 @@ def test_the_best_checkpoint_is_loaded_at_the_end(make_pair, make_trainer):
         pair,
         eval_rows=TEXT_ROWS,
         max_steps=2,
-        learning_rate=100.0,  # the second step can only be worse
         lr_scheduler_type="constant",
         eval_strategy="steps",
         eval_steps=1,
@@ -431,7 +448,9 @@ def test_the_best_checkpoint_is_loaded_at_the_end(make_pair, make_trainer):
         save_steps=1,
         load_best_model_at_end=True,
     )
+    trainer.add_callback(Ruin())
     trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
     assert_same(copied(PilotCopilotForCausalLM.from_pretrained(trainer.state.best_model_checkpoint)), copied(pair))
 
 
@@ -509,6 +528,9 @@ def test_a_foreign_checkpoint_is_one_error_and_changes_nothing(make_pair, make_t
         {CHECKPOINTING: True},
         {"copilot_updates": 0},
         {"use_liger_kernel": True},
+        {"neftune_noise_alpha": 5.0},
+        {"log_rounds": 0},
+        {"log_hidden_dtype": "fp16"},
     ],
 )
 def test_options_the_pair_cannot_honour_are_refused(tmp_path, option):
@@ -528,7 +550,104 @@ def test_a_second_adapter_is_refused(make_pair, make_trainer):
         make_trainer(pair, peft_config=PILOT_LORA)
 
 
+def test_sharding_that_accelerate_asks_for_is_refused(make_trainer, monkeypatch):
+    create = Trainer.create_accelerator_and_postprocess
+
+    def launched_with_fsdp(trainer: Trainer) -> None:
+        create(trainer)
+        trainer.is_fsdp_enabled = True
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", launched_with_fsdp)
+    with pytest.raises(ValueError, match="fsdp and deepspeed are not supported"):
+        make_trainer()
+
+
+def test_a_quantised_pilot_without_adapters_is_refused(make_pair, make_trainer):
+    """Trainer's own check, which sees the pair, where there is nothing quantised."""
+    pair = make_pair()
+    pair.pilot.is_quantized = True
+    with pytest.raises(ValueError, match="quantized"):
+        make_trainer(pair)
+
+
+def test_a_refused_training_leaves_the_pilot_without_adapters(make_pair, make_trainer):
+    pair = make_pair()
+    with pytest.raises(ValueError, match="eval"):
+        make_trainer(pair, peft_config=PILOT_LORA, eval_strategy="steps")
+    make_trainer(pair, peft_config=PILOT_LORA)
+
+
+def test_adapters_are_not_saved_over_the_model_under_them(make_pair, make_trainer):
+    """Their folder would lose its weights and its configuration."""
+    folder = Path(make_trainer().args.output_dir)
+    pair = make_pair()
+    pair.save_pretrained(folder, save_pilot=True)
+    loaded = PilotCopilotForCausalLM.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"loaded from .*pilot, where its adapters would replace it"):
+        make_trainer(loaded, peft_config=PILOT_LORA)
+    trainer = make_trainer(loaded, peft_config=PILOT_LORA, output="elsewhere")
+    for save in (trainer.save_model, lambda into: loaded.save_pretrained(into, save_pilot=True)):
+        with pytest.raises(ValueError, match=r"loaded from .*pilot, where its adapters would replace it"):
+            save(str(folder))
+    assert_same(copied(pair), copied(PilotCopilotForCausalLM.from_pretrained(folder)))
+
+
 # ---- What is easily overlooked ----
+
+
+def test_mixed_precision_ends_with_what_it_was_for(make_pair, make_trainer):
+    """Training and evaluation compute in bfloat16, again and again; the pair by itself never does."""
+    pair = make_pair()
+    trainer = make_trainer(pair, bf16=True, eval_rows=TEXT_ROWS, eval_strategy="steps", eval_steps=2, max_steps=2)
+    batch = DataCollator(0)([{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}])
+    seen: list[torch.dtype] = []
+    projection = pair.pilot.model.layers[0].mlp.up_proj
+    projection.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+
+    def types(work) -> set[torch.dtype]:
+        seen.clear()
+        work()
+        return set(seen)
+
+    assert types(trainer.evaluate) == {torch.bfloat16}
+    assert types(lambda: pair(**batch)) == {torch.float32}
+    assert types(trainer.train) == {torch.bfloat16}
+    assert types(lambda: pair(**batch)) == {torch.float32}
+    during = [line["eval_ce"] for line in trainer.state.log_history if "eval_ce" in line][-1]
+    assert trainer.evaluate()["eval_ce"] == during
+    assert types(trainer.train) == {torch.bfloat16}
+    trainer.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert types(lambda: pair(**batch)) == {torch.float32}
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_a_readme_of_somebody_elses_is_left_alone(make_trainer):
+    trainer = make_trainer()
+    trainer.save_model()
+    card = Path(trainer.args.output_dir) / "README.md"
+    card.write_text(card.read_text().replace("Quick start", "Start"))
+    trainer.save_model()
+    assert "Quick start" in card.read_text()
+    card.write_text("# My project")
+    trainer.save_model()
+    trainer.create_model_card()
+    assert card.read_text() == "# My project"
+
+
+@pytest.mark.parametrize(("options", "copies"), [({}, True), ({"hub_strategy": "end"}, False)])
+def test_the_pilot_is_copied_for_a_push_alone(make_trainer, monkeypatch, options, copies):
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda *_arguments: None)
+    trainer = make_trainer(save_strategy="steps", save_steps=2, max_steps=2, **options)
+    trainer.train()
+    trainer.push_in_progress = None  # as at the start of a training that pushes
+    trainer._push_from_checkpoint(str(Path(trainer.args.output_dir) / "checkpoint-2"))
+    assert Path(trainer.args.output_dir, "pilot").exists() == copies
 
 
 def test_a_model_without_adapters_takes_the_place_of_the_adapters_saved_before(make_trainer, make_pair):
