@@ -10,7 +10,7 @@ from transformers import DynamicCache, LlamaConfig, StaticCache
 
 from copilot.cache import CopilotCache
 
-PARTS = {"pilot": DynamicCache(), "layers": [], "feedback": {}, "context_mask": None}  # each with nothing to move
+PARTS = {"pilot": DynamicCache(), "layers": [], "feedback": {}}  # each with nothing to move
 
 
 def filled_cache(rows: int = 3, max_length: int | None = None) -> CopilotCache:
@@ -163,12 +163,3 @@ def test_beams_are_right_when_all_parts_are_reordered(kind):
 def test_beams_go_wrong_when_one_part_stays_behind(monkeypatch, kind, part):
     leave_behind(monkeypatch, part)
     assert max(score_errors(kind, seed) for seed in range(3)) > 1e-3
-
-
-def test_the_context_mask_goes_wrong_when_it_stays_behind(monkeypatch):
-    """The beams of one prompt share their mask, so this part shows only when prompts change places."""
-    leave_behind(monkeypatch, "context_mask")
-    cache = filled_cache()
-    before = cache.context_mask
-    cache.reorder_cache(torch.tensor([2, 0, 0]))
-    assert not torch.equal(cache.context_mask, before[[2, 0, 0]])

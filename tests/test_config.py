@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from builders import DECODER_FIELDS, FAMILIES, T5_FIELDS, fresh_pair, tiny_pilot
-from transformers import AutoConfig, GPT2Config, LlamaConfig, T5Config
+from transformers import AutoConfig, AutoModel, GPT2Config, LlamaConfig, T5Config
 
-from copilot import CopilotConfig, PilotCopilotForCausalLM, UnsupportedArchitectureError
+from copilot import CopilotConfig, CopilotModel, PilotCopilotForCausalLM, UnsupportedArchitectureError
 
 CHOICES = {
     "candidates": 5,
@@ -120,9 +120,10 @@ def test_the_decoder_survives_saving(tmp_path, decoder):
     assert loaded.is_encoder_decoder == (decoder.model_type == "t5")
 
 
-def test_auto_config_knows_a_copilot(tmp_path):
-    llama_copilot().save_pretrained(tmp_path)
+def test_the_auto_classes_know_a_copilot(tmp_path):
+    CopilotModel(llama_copilot()).save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), CopilotConfig)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), CopilotModel)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -317,6 +317,8 @@ REFUSED = {
     "prompt_lookup_num_tokens": 2,
     "token_healing": True,
 }
+# What `generate` takes as an argument of its own.
+ARGUMENTS = {"custom_generate": "some/repository"}
 
 
 @both_kinds
@@ -339,6 +341,12 @@ def test_decoding_that_cannot_carry_the_copilots_state_is_refused(kind, name, wa
             pair.generate(ids, config, **inputs)
         else:
             pair.generate(ids, **inputs, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_that_replace_the_decoding_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}.* is not supported by a pair"):
+        random_pair().generate(**prompts(), max_new_tokens=4, **{name: ARGUMENTS[name]})
 
 
 def test_a_static_cache_beside_flash_attention_is_refused(monkeypatch):

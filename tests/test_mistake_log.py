@@ -110,13 +110,17 @@ def test_rows_are_packed_without_padding():
     assert_same_round(log.draw(), round_)
 
 
-@pytest.mark.parametrize(("hidden_dtype", "relative"), [("float32", 0.0), ("bfloat16", 2**-8)])
+@pytest.mark.parametrize(("hidden_dtype", "relative"), [("float32", 0.0), ("bfloat16", 2**-8), ("int8", 2**-8)])
 def test_states_come_back_within_their_types_rounding(hidden_dtype, relative):
+    """Those of int8 by the row's largest; X~, which has rows of its own, is then kept as bfloat16."""
     log = MistakeLog(hidden_dtype=hidden_dtype)
     round_ = random_round(ids=False)
     log.append(round_)
     back = log.draw()
-    assert ((back.hidden - round_.hidden).abs() <= relative * round_.hidden.abs()).all()
+    size = round_.hidden.abs()
+    if hidden_dtype == "int8":
+        size = size.amax(1, keepdim=True)
+    assert ((back.hidden - round_.hidden).abs() <= relative * size).all()
     assert ((back.context.float() - round_.context).abs() <= relative * round_.context.abs()).all()
 
 

@@ -12,7 +12,7 @@ from rounds import assert_same_round, filled, random_round, take
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from copilot import MistakeLog
+from copilot import MistakeLog, mistake_log
 
 
 @pytest.mark.parametrize("k", [None, 6])
@@ -64,6 +64,22 @@ def test_saving_replaces_an_older_file_and_leaves_nothing_else(tmp_path):
     restored.load(path)
     assert len(restored) == 3
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_save_leaves_the_older_file(tmp_path, monkeypatch):
+    path = tmp_path / "log.safetensors"
+    filled(1).save(path)
+
+    def interrupted(_tensors: Any, target: Any, *_others: Any, **_options: Any) -> None:
+        Path(target).write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(mistake_log, "save_file", interrupted)
+    with pytest.raises(OSError, match="no space left"):
+        filled(1, 2, 3).save(path)
+    restored = MistakeLog(4)
+    restored.load(path)
+    assert len(restored) == 1
 
 
 def truncate(path: Path) -> None:
