@@ -74,6 +74,8 @@ def train(
     set_seed(arguments.seed)
     pair_class, pilot_class = classes_of(pilot.model_name_or_path)
     loaded = pilot_class.from_pretrained(pilot.model_name_or_path, dtype=pilot.dtype)
+    if pilot.freeze_pilot:
+        loaded.requires_grad_(False)
     pair = pair_class.from_pilot(loaded, **copilot_options(design))
     adapters = pilot_adapters(pilot)
     try:
@@ -215,6 +217,8 @@ def load_pair(chosen: PairArguments) -> tuple[PilotCopilotModel, PreTrainedToken
 
 def pilot_adapters(pilot: PilotArguments) -> LoraConfig | None:
     """The adapters to train, or None for a Pilot trained in full."""
+    if pilot.use_peft and pilot.freeze_pilot:
+        raise ValueError("use_peft and freeze_pilot are both True: adapters of a frozen Pilot would not be trained")
     if not pilot.use_peft:
         changed = [name for name in LORA if getattr(pilot, name) != getattr(PilotArguments(""), name)]
         if changed:

@@ -40,6 +40,7 @@ class PilotArguments:
 
     model_name_or_path: str = field(metadata={"help": "The Pilot: a hub id or a folder."})
     dtype: str = flag("Type of the Pilot's weights.", "float32", DTYPES)
+    freeze_pilot: bool = flag("Train the Copilot alone, on the mistakes of a Pilot that is finished.", False)
     use_peft: bool = flag("Train LoRA adapters of the Pilot instead of all its weights.", False)
     lora_r: int = flag("Rank of the Pilot's adapters.", 32)
     lora_alpha: int = flag("Scale of the Pilot's adapters.", 64)

@@ -262,6 +262,13 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
     def get_decoder(self) -> torch.nn.Module:
         return self.pilot.get_decoder()
 
+    def train(self, mode: bool = True) -> Self:
+        """Module's, but that a frozen Pilot stays in eval mode: what it gets wrong in use, it does without dropout."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.pilot.parameters()):
+            self.pilot.eval()
+        return self
+
     def can_generate(self) -> bool:
         return True
 

@@ -202,6 +202,13 @@ def test_the_copilots_loss_is_chosen_by_flag(save_pilot, rows_file, tmp_path):
     assert CopilotConfig.from_pretrained(tmp_path / "out").loss == "kl"
 
 
+def test_a_finished_pilot_stays_as_it_is(save_pilot, rows_file, tmp_path):
+    pilot = save_pilot()
+    assert train(pilot, rows_file, tmp_path / "out", freeze_pilot=True) == 0
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (pilot, tmp_path / "out" / "pilot"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_the_mistake_log_of_a_run_is_kept(save_pilot, rows_file, tmp_path):
     assert train(save_pilot(), rows_file, tmp_path / "out", log_hidden_dtype="int8", log_rounds=5) == 0
     log = MistakeLog(5, hidden_dtype="int8")
@@ -424,6 +431,7 @@ def assert_refused(code: int, capsys: Any, named: str, out: Path | None = None) 
         ({"copilot_loss": "ce", "rectifier": "linear"}, "linear"),
         ({"max_length": 1}, "max_length"),
         ({"log_rounds": 0}, "log_rounds"),
+        ({"use_peft": True, "freeze_pilot": True}, "use_peft and freeze_pilot are both True"),
         ({"lora_r": 4}, "lora_r is 4, but use_peft is False"),
         ({"dataset_config": "main"}, "dataset_config is 'main', which only a hub data set has"),
         ({"log_hidden_dtype": "int4"}, "int4"),

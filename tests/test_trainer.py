@@ -117,6 +117,16 @@ def test_a_frozen_pilot_stays_and_its_copilot_learns(make_pair, make_trainer):
     assert trained["eval_rmse"] < 0.97 * untrained["eval_rmse"]  # the mistakes are the same: they are predicted
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_mistakes_of_a_frozen_pilot_are_made_without_dropout(make_pair, make_trainer, frozen):
+    pair = make_pair("t5")
+    pair.pilot.requires_grad_(not frozen)
+    modes: list[tuple[bool, bool]] = []
+    pair.pilot.register_forward_hook(lambda *_: modes.append((pair.training, pair.pilot.training)))
+    make_trainer(pair, max_steps=1).train()
+    assert set(modes) == {(True, not frozen)}
+
+
 def test_adapters_are_all_that_moves_in_a_pilot_with_lora(make_pair, make_trainer):
     pair = make_pair()
     before = copied(pair.pilot)
