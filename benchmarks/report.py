@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from report_overview import overview
 from report_parts import NOT_MEASURED, provenance, table
-from report_quality import draw_quality, overview, quality, read_quality, theorem
+from report_quality import draw_quality, quality, read_quality, theorem
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "quality" / "FINDINGS.md"]
@@ -161,7 +162,10 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     },
     **{
         name: partial(quality, name=name, about="--data DATA --pilot PILOT")
-        for name in ("mawps", "openbookqa", "openbookqa_full", "boolq", "gsm8k", "gsm8k_full", "ablation")
+        for name in (
+            *("mawps", "combined_mawps", "openbookqa", "openbookqa_full"),
+            *("boolq", "gsm8k", "gsm8k_full", "ablation"),
+        )
     },
 }
 FIGURES = ("mawps",)  # results/quality/NAME.png

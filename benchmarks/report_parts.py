@@ -16,6 +16,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
 
 
+def plural(count: float, name: str) -> str:
+    return f"{count:g} {name}" if count == 1 else f"{count:g} {name}s"
+
+
 def provenance(results: Sequence[Result], command: str) -> str:
     """One line: on what the results were measured, and how to get them again."""
     commits: dict[str, list[str]] = {}  # by where they were measured
@@ -23,6 +27,8 @@ def provenance(results: Sequence[Result], command: str) -> str:
         facts = result["environment"]
         device = f"{facts['device']}, {facts['threads']} {'thread' if facts['threads'] == 1 else 'threads'}"
         place = f"{device}, torch {facts['torch']}, transformers {facts['transformers']}"
+        if "pilot_dtype" in result:
+            place += f", Pilot in {result['pilot_dtype']}"
         commits.setdefault(place, []).append(result["commit"][:10])
     places = [f"{place}, commit {', '.join(dict.fromkeys(found))}" for place, found in commits.items()]
     return f"Measured on {'; '.join(places)}. Reproduce: `{command}`"

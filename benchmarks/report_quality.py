@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from report_parts import NOT_MEASURED, Result, provenance, table
+from report_parts import NOT_MEASURED, Result, plural, provenance, table
 
-from copilot.tasks import Interval, paired_bootstrap
+from copilot.tasks import Interval, bootstrap_interval
 
 BASELINE = "pilot"
 SAME_TIME = 0.05  # trainings whose times differ by less than this share are compared with one another
@@ -45,7 +45,7 @@ ARMS = {
     "extra_compute_latest": ("Pilot, trained still longer", "or as long as with mistakes of the final Pilot?"),
     "extra_compute_recent": ("Pilot, trained still longer", "or as long as with two steps at each?"),
     **dict.fromkeys(
-        [f"extra_compute_{arm}" for arm in ("recent_ce_slow", "recent_ce_all", "latest_ce_slow")],
+        [f"extra_compute_{arm}" for arm in ("recent_ce_slow", "recent_ce_all", "latest_ce_slow", "latest_ce_all")],
         ("Pilot, trained still longer", ""),
     ),
     "extra_parameters": ("Pilot with new layers", "and the parameters?"),
@@ -84,33 +84,15 @@ def per_token(arm: dict[str, Any], name: str) -> NDArray[np.float64] | None:
 EXACT = Metric("exact match, % ↑", lambda arm: arm.get("exact"), scale=100, digits=1)
 BEAMS = Metric("exact match of 4 beams, % ↑", lambda arm: arm.get("exact, 4 beams"), scale=100, digits=1)
 ANSWERS = Metric("right answers, % ↑", lambda arm: arm.get("answers, greedy"), scale=100, digits=1)
+ANSWERS_OF_BEAMS = Metric("right answers of 4 beams, % ↑", lambda arm: arm.get("answers, 4 beams"), scale=100, digits=1)
 BRIER = Metric("Brier score ↓", lambda arm: per_token(arm, "brier"))
 HIT = Metric("Hit@10 ↑", lambda arm: per_token(arm, "hit@10"))
 NDCG = Metric("NDCG@10 ↑", lambda arm: per_token(arm, "ndcg@10"))
 NLL = Metric("NLL ↓", lambda arm: per_token(arm, "nll"))
 METRICS = {
-    "written_answers": [EXACT, ANSWERS, BRIER, NLL],
+    "written_answers": [EXACT, ANSWERS, ANSWERS_OF_BEAMS, BRIER, NLL],
     "next_item": [HIT, NDCG, NLL],
     "equations": [EXACT, BEAMS, BRIER, NLL],
-}
-# The overview's rows, by experiment, and its columns: the first of these arms that there is.
-OVERVIEW = {
-    "mawps": ("MAWPS", [EXACT, ANSWERS, BRIER]),
-    "openbookqa": ("OpenBookQA", [EXACT, BRIER]),
-    "openbookqa_full": ("OpenBookQA, all of it", [EXACT, BRIER]),
-    "boolq": ("BoolQ", [EXACT, BRIER]),
-    "gsm8k": ("GSM8K", [BRIER, NLL]),
-    "gsm8k_full": ("GSM8K, all of it", [BRIER, NLL]),
-    "equations": ("MAWPS, a small T5", [EXACT, BRIER]),
-    "lastfm": ("LastFM", [NDCG, NLL]),
-}
-COLUMNS = {
-    "temperature": ["tempered"],
-    "+ Copilot": ["pair"],
-    "+ Copilot, two steps": ["recent"],
-    "trained longer": ["extra_compute"],
-    "trained still longer": ["extra_compute_recent", "extra_compute_latest"],
-    "new layers": ["extra_parameters"],
 }
 
 Arms = dict[str, list[Result]]  # by name, one a seed
@@ -164,15 +146,16 @@ class Compared:
 def compare(metric: Metric, arm: list[Result], baseline: list[Result]) -> Compared | None:
     """None where the arm was not measured.
 
-    The examples are those of every seed: an example's differences are averaged before examples are resampled.
+    The examples are those of every seed: an example's differences are averaged before examples are resampled. The
+    interval is that of `paired_bootstrap`, without those of either side.
     """
     values, of_baseline = ({r["seed"]: metric.of(r) for r in results} for results in (arm, baseline))
     seeds = [seed for seed, value in values.items() if value is not None and of_baseline.get(seed) is not None]
     if not seeds:
         return None
-    measured = [values[seed] for seed in seeds]
-    found = paired_bootstrap(np.mean([of_baseline[seed] for seed in seeds], axis=0), np.mean(measured, axis=0))
-    return Compared([float(value.mean()) for value in measured], found.difference)
+    shared, against = ([of[seed] for seed in seeds] for of in (values, of_baseline))
+    difference = bootstrap_interval(np.mean(shared, axis=0) - np.mean(against, axis=0))
+    return Compared([float(value.mean()) for value in shared], difference)
 
 
 def quality_cell(metric: Metric, arm: list[Result], baseline: list[Result]) -> str:
@@ -210,17 +193,19 @@ def against_rivals(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
         if name in rivals or name in (BASELINE, "tempered", "by_confidence", "extra_parameters"):
             continue
         for rival, of_rival in rivals.items():
-            seeds = {result["seed"] for result in of_rival}
-            shared = [result for result in of_seeds if result["seed"] in seeds]
-            times = [float(np.mean([result["time"] for result in arm])) for arm in (of_seeds, of_rival)]
-            if not shared or abs(times[0] - times[1]) > SAME_TIME * times[1]:
+            seeds = {result["seed"] for result in of_seeds} & {result["seed"] for result in of_rival}
+            if not seeds:
                 continue
-            found = [compare(metric, shared, of_rival) for metric in metrics]
+            shared, against = ([result for result in arm if result["seed"] in seeds] for arm in (of_seeds, of_rival))
+            times = [float(np.mean([result["time"] for result in arm])) for arm in (shared, against)]
+            if abs(times[0] - times[1]) > SAME_TIME * times[1]:
+                continue
+            found = [compare(metric, shared, against) for metric in metrics]
             cells = ["" if c is None else interval_cell(c.difference, m) for c, m in zip(found, metrics, strict=True)]
-            title, against = (ARMS.get(arm, (arm, ""))[0] for arm in (name, rival))
+            title, of_longer = (ARMS.get(arm, (arm, ""))[0] for arm in (name, rival))
             if len(shared) < len(arms[BASELINE]):
                 title += f" ({plural(len(shared), 'seed')})"
-            rows.append([f"{title} − {against}", *cells, f"{times[0]:.2f} − {times[1]:.2f}"])
+            rows.append([f"{title} − {of_longer}", *cells, f"{times[0]:.2f} − {times[1]:.2f}"])
     return rows
 
 
@@ -270,60 +255,20 @@ def read_quality(folder: Path, name: str) -> dict[str, list[Result]]:
     return {point: by_point[point] for point in sorted(by_point, key=list(order).index)}
 
 
-def plural(count: float, name: str) -> str:
-    return f"{count:g} {name}" if count == 1 else f"{count:g} {name}s"
+def measured(metrics: list[Metric], arm: list[Result]) -> list[Metric]:
+    """Those that an arm has been measured by in some seed."""
+    return [metric for metric in metrics if any(metric.of(result) is not None for result in arm)]
 
 
 def compared_tables(title: str, arms: Arms, metrics: list[Metric]) -> list[str]:
     """A table of the arms and, where some took as long as a rival, one of these against it; each with a title."""
-    shown = [metric for metric in metrics if any(metric.of(arm) is not None for arm in arms[BASELINE])]
+    shown = measured(metrics, arms[BASELINE])
     columns = [metric.title for metric in shown]
     lines = [*table([title, *columns, "λ*, by seed", "training time"], rows_of(arms, shown)), ""]
     if versus := against_rivals(arms, shown):
         against = ", ".join(filter(None, [title, "against a Pilot trained as long"]))
         lines += [*table([against, *columns, "times"], versus), ""]
     return lines
-
-
-def overview(folder: Path) -> str:
-    """One table of all experiments: for each point and metric the Pilot, and what the columns add to it."""
-    rows: list[list[str]] = []
-    everything: list[Result] = []
-    for name, (title, metrics) in OVERVIEW.items():
-        for point, results in read_quality(folder, name).items():
-            everything += results
-            arms = arms_of(results)
-            pilot = arms[BASELINE]
-            shown = [next((arms[arm] for arm in choice if arm in arms), []) for choice in COLUMNS.values()]
-            epochs = plural(results[0]["settings"]["points"][point]["epochs"], "epoch")
-            times = [overview_time(of_seeds, pilot) for of_seeds in shown]
-            rows.append([f"**{title}, {epochs}** ({plural(len(pilot), 'seed')})", "", *times])
-            for metric in metrics:
-                cells = [overview_cell(metric, of_seeds, pilot) for of_seeds in shown]
-                rows.append([metric.title, overview_cell(metric, pilot, pilot), *cells])
-    if not rows:
-        return NOT_MEASURED
-    command = "python benchmarks/quality/run.py benchmarks/quality/TASK.yaml --data DATA --pilot PILOT"
-    return "\n".join([*table(["", "Pilot", *COLUMNS], rows), "", provenance(everything, command)])
-
-
-def overview_time(arm: list[Result], pilot: list[Result]) -> str:
-    """The time of a training, as a multiple of the Pilot's, and the number of its seeds where these are fewer."""
-    if not arm:
-        return ""
-    seeds = f", {plural(len(arm), 'seed')}" if len(arm) < len(pilot) else ""
-    time = training_time(arm)
-    return (f"{time} ×" if time else "another device") + seeds
-
-
-def overview_cell(metric: Metric, arm: list[Result], pilot: list[Result]) -> str:
-    """The Pilot's mean over the seeds, or an arm's difference to it with its interval."""
-    compared = compare(metric, arm, pilot) if arm else None
-    if compared is None:
-        return ""
-    if arm is pilot:
-        return f"{np.mean(compared.means):.{metric.digits}f}"
-    return interval_cell(compared.difference, metric) + of_fewer(compared.means, arm)
 
 
 def quality(folder: Path, name: str, about: str) -> str:
@@ -347,7 +292,7 @@ def quality(folder: Path, name: str, about: str) -> str:
         if len(tempered) > 1:
             lines += compared_tables("each with its own T", tempered, metrics)
     everything = [result for results in by_point.values() for result in results]
-    command = f"python benchmarks/quality/run.py benchmarks/quality/{name}.yaml {about}"
+    command = f"python benchmarks/quality/run.py benchmarks/quality/{name}.yaml {about} --out runs/quality"
     seeds = " ".join(map(str, sorted({result["seed"] for result in everything})))
     lines += [
         "Mean over the seeds (lowest–highest); below it the difference to the Pilot of the same seed with its 95 % "
@@ -377,14 +322,14 @@ def theorem(folder: Path, name: str, about: str) -> str:
     best = min(brier, key=brier.__getitem__)
     fallen = f"falls for every λ measured from {min(falls):g} to {max(falls):g}" if falls else "falls for no λ measured"
     seeds = " ".join(map(str, result["seeds"]))
-    command = f"python benchmarks/quality/theorem.py benchmarks/quality/{name}.yaml {about} --seeds {seeds}"
+    command = f"python benchmarks/quality/theorem.py benchmarks/quality/{name}.yaml {about} --out runs/quality"
     lines = [
         *table(["", *symbols.values(), "e_C < √(e_P² + s_P²)"], rows),
         "",
         f"{plural(len(result['seeds']), 'seed')}. The held-out Brier score is {brier[0.0]:.4f} at λ = 0, {fallen} "
         f"and is least, {brier[best]:.4f}, at {best:g}; steps of {result['strengths'][1]:g}.",
         "",
-        provenance([result], command),
+        provenance([result], f"{command} --seeds {seeds}"),
     ]
     return "\n".join(lines)
 
@@ -395,7 +340,8 @@ def draw_quality(folder: Path, name: str) -> Any:
 
     by_point = {point: arms_of(results) for point, results in read_quality(folder, name).items()}
     settings = next(iter(read_quality(folder, name).values()))[0]["settings"]
-    metrics = METRICS[settings["kind"]]
+    pilots = [result for arms in by_point.values() for result in arms[BASELINE]]
+    metrics = measured(METRICS[settings["kind"]], pilots)
     rows = [(point, arm) for point, arms in by_point.items() for arm in arms if arm != BASELINE]
     figure = Figure(figsize=(3.2 + 2.6 * len(metrics), 0.9 + 0.3 * len(rows)), layout="constrained")
     for place, metric in enumerate(metrics):

@@ -26,7 +26,7 @@ def report() -> Any:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         spec.loader.exec_module(module)
     yield module
-    for name in ("report_parts", "report_quality"):
+    for name in ("report_parts", "report_quality", "report_overview"):
         sys.modules.pop(name)
 
 
@@ -67,11 +67,17 @@ def arm(exact: list[int], brier: list[float], tokens: list[int], strength: float
 
 
 def write_mawps(
-    folder: Path, seed: int, point: str = "best", part: str = "copilots", seconds: Any = None, **arms: dict[str, Any]
+    folder: Path,
+    seed: int,
+    point: str = "best",
+    part: str = "copilots",
+    seconds: Any = None,
+    name: str = "mawps",
+    **arms: dict[str, Any],
 ) -> None:
     seconds = seconds or {"training": {**dict.fromkeys(arms, 20.0), "pilot": 100.0}}
     facts = {"settings": SETTINGS, "seconds": seconds, "arms": arms}
-    write(folder / "quality" / "mawps" / f"{point}_seed{seed}_{part}.json", facts)
+    write(folder / "quality" / name / f"{point}_seed{seed}_{part}.json", facts)
 
 
 def test_overhead_shows_the_pilots_times_and_the_others_as_multiples_with_their_floors(
@@ -255,6 +261,34 @@ def test_a_copilot_is_compared_with_the_pilot_that_was_trained_as_long(report: A
     assert row[-1] == "1.20 − 1.20"
 
 
+def test_only_the_times_of_shared_seeds_say_who_was_trained_as_long(report: Any, tmp_path: Path) -> None:
+    scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
+    for seed, seconds in enumerate((20.0, 60.0)):
+        spent = {"training": {"pilot": 100.0, "pair": seconds}}
+        write_mawps(tmp_path, seed, seconds=spent, pilot=arm([0] * 4, **scores), pair=arm([1] * 4, **scores))
+    rival = {"seconds": {"training": {"pilot": 120.0}}, "arms": {"extra_compute": arm([0] * 4, **scores)}}
+    for seed, extra in ((0, 0.2), (2, 0.9)):  # no Copilot has the last one
+        path = tmp_path / "quality" / "mawps" / f"best_seed{seed}_extra_compute.json"
+        write(path, rival | {"extra": extra})
+    row = cells(report.SECTIONS["mawps"](tmp_path), "Pilot + Copilot (1 seed) − Pilot, trained longer")
+    assert row[-1] == "1.20 − 1.20"
+
+
+def test_right_answers_of_beams_have_a_column_where_they_were_written(report: Any, tmp_path: Path) -> None:
+    one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
+    write_mawps(tmp_path / "greedy", 0, pilot=one, pair=one)
+    write_mawps(tmp_path / "beams", 0, pilot=one | {"answers, 4 beams": [1, 1]}, pair=one)
+    column = "right answers of 4 beams, % ↑"
+    greedy, beams = (report.SECTIONS["mawps"](tmp_path / folder) for folder in ("greedy", "beams"))
+    assert column not in greedy
+    assert cells(beams, "")[2] == column
+    assert cells(beams, "Pilot")[2] == "100.0 (100.0–100.0)"
+    panels = [
+        [axes.get_title() for axes in report.draw_quality(tmp_path / of, "mawps").axes] for of in ("greedy", "beams")
+    ]
+    assert [column in titles for titles in panels] == [False, True]
+
+
 def test_a_second_table_compares_what_has_a_temperature_of_its_own(report: Any, tmp_path: Path) -> None:
     scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
 
@@ -303,7 +337,7 @@ def test_quality_has_a_table_a_point_in_the_order_of_the_settings_and_names_seed
     assert text.index("**Best: 3 epochs** (1 seed; NLL of the Pilot on validation data 0.2000)") < text.index(
         "**Over-trained: 5 epochs**"
     )
-    assert "--seeds 2 3`" in text
+    assert "mawps.yaml --data DATA --pilot PILOT --out runs/quality --seeds 2 3`" in text
     assert "on cpu (AVX2), 2 threads, torch 2.13.0, transformers 5.23.0, commit fedcba9876, 0123456789." in text
 
 
@@ -340,6 +374,7 @@ def test_the_theorem_is_shown_with_where_the_error_falls(report: Any, tmp_path: 
     assert cells(text, "held out")[-1] == "no"
     assert "0.8000 at λ = 0, falls for every λ measured from 0.5 to 1 and is least, 0.7000, at 0.5" in text
     assert "2 seeds." in text
+    assert "lastfm.yaml --data LastFM.txt --out runs/quality --seeds 0 1`" in text
 
 
 def test_the_overview_holds_the_pilots_scores_and_what_others_add_in_what_time(report: Any, tmp_path: Path) -> None:
@@ -349,18 +384,50 @@ def test_the_overview_holds_the_pilots_scores_and_what_others_add_in_what_time(r
     rival = {"seconds": {"training": {"pilot": 150.0}}, "arms": {"extra_compute_latest": arm([0] * 4, **scores)}}
     write(tmp_path / "quality" / "mawps" / "best_seed1_extra_compute_latest.json", rival | {"extra": 0.5})
     text = report.overview(tmp_path)
-    assert cells(text, "") == ["Pilot", *sys.modules["report_quality"].COLUMNS]
-    assert cells(text, "**MAWPS, 3 epochs** (2 seeds)") == ["", "", "1.20 ×", "", "", "1.50 ×, 1 seed", ""]
+    assert cells(text, "") == ["Pilot", *sys.modules["report_overview"].COLUMNS]
+    assert cells(text, "**MAWPS, 3 epochs** (2 seeds)") == ["", "", "1.20 ×", "", "", "", "1.50 ×, 1 seed", ""]
     assert cells(text, "Brier score ↓") == [
         "0.2000",
         "",
         "**-0.1000 [-0.1000, -0.1000]**",
         "",
         "",
+        "",
         "+0.0000 [+0.0000, +0.0000]",
         "",
     ]
     assert report.overview(tmp_path / "empty") == "Not measured yet."
+
+
+def test_the_overview_shows_a_second_run_beside_the_first_with_its_copilot_by_cross_entropy(
+    report: Any, tmp_path: Path
+) -> None:
+    scores = {"brier": [0.2] * 4, "tokens": [5] * 4}
+    pilot, other = arm([0] * 4, **scores), arm([1] * 4, [0.1] * 4, [5] * 4)
+    write_mawps(tmp_path, 0, pilot=pilot)
+    write_mawps(tmp_path, 0, name="combined_mawps", pilot=pilot, latest_ce_slow=other)
+    rival = {"seconds": {"training": {"pilot": 120.0}}, "arms": {"extra_compute_latest_ce_slow": other}, "extra": 0.2}
+    write(tmp_path / "quality" / "combined_mawps" / "best_seed0_extra_compute_latest_ce_slow.json", rival)
+    text = report.overview(tmp_path)
+    columns = cells(text, "")
+    times = dict(zip(columns, cells(text, "**MAWPS, second run, 3 epochs** (1 seed)"), strict=True))
+    assert {name: time for name, time in times.items() if time} == {
+        "+ Copilot, cross-entropy": "1.20 ×",
+        "trained still longer": "1.20 ×",
+    }
+    assert text.index("**MAWPS, 3 epochs**") < text.index("**MAWPS, second run, 3 epochs**")
+    assert "TASK.yaml --data DATA --out runs/quality`" in text
+
+
+def test_a_pilots_precision_is_named_where_it_was_recorded(report: Any, tmp_path: Path) -> None:
+    one = arm([0, 1], brier=[0.1, 0.2], tokens=[2, 2])
+    for seed in range(2):
+        write_mawps(tmp_path, seed, pilot=one)
+    path = tmp_path / "quality" / "mawps" / "best_seed1_copilots.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pilot_dtype": "bfloat16"}))
+    place = "cpu (AVX2), 2 threads, torch 2.13.0, transformers 5.23.0"
+    commit = "commit 0123456789"
+    assert f"on {place}, {commit}; {place}, Pilot in bfloat16, {commit}." in report.SECTIONS["mawps"](tmp_path)
 
 
 def test_a_point_that_a_file_got_later_is_shown(report: Any, tmp_path: Path) -> None:
