@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from report_parts import NOT_MEASURED, Result, plural, provenance, table
 
-from copilot.tasks import Interval, bootstrap_interval
+from copilot.tasks import Interval, paired_bootstrap
 
 BASELINE = "pilot"
 SAME_TIME = 0.05  # trainings whose times differ by less than this share are compared with one another
@@ -146,16 +146,15 @@ class Compared:
 def compare(metric: Metric, arm: list[Result], baseline: list[Result]) -> Compared | None:
     """None where the arm was not measured.
 
-    The examples are those of every seed: an example's differences are averaged before examples are resampled. The
-    interval is that of `paired_bootstrap`, without those of either side.
+    The examples are those of every seed: an example's differences are averaged before examples are resampled.
     """
     values, of_baseline = ({r["seed"]: metric.of(r) for r in results} for results in (arm, baseline))
     seeds = [seed for seed, value in values.items() if value is not None and of_baseline.get(seed) is not None]
     if not seeds:
         return None
     shared, against = ([of[seed] for seed in seeds] for of in (values, of_baseline))
-    difference = bootstrap_interval(np.mean(shared, axis=0) - np.mean(against, axis=0))
-    return Compared([float(value.mean()) for value in shared], difference)
+    found = paired_bootstrap(np.mean(against, axis=0), np.mean(shared, axis=0))
+    return Compared([float(value.mean()) for value in shared], found.difference)
 
 
 def quality_cell(metric: Metric, arm: list[Result], baseline: list[Result]) -> str:
