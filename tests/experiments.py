@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 QUALITY = Path(__file__).resolve().parents[1] / "benchmarks" / "quality"
-MODULES = ("models", "tasks", "equations", "training", "run", "theorem")
+MODULES = ("models", "tasks", "equations", "training", "run", "theorem", "ensemble")
 
 
 @contextmanager

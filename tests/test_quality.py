@@ -14,6 +14,7 @@ from builders import fresh_pair, tiny_pilot
 from experiments import QUALITY, run_experiment
 
 from copilot.calibration import Held, agreement, calibration_of, scores
+from copilot.tasks import read_examples
 
 EXPERIMENT = {
     "kind": "written_answers",
@@ -58,18 +59,19 @@ def pilot(tmp_path: Path, tokenizer: Any) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """Made-up problems in the layout of LLM-Adapters: an answer repeats a word of its question."""
+    """Made-up problems in the layout of LLM-Adapters, those of the validation file in the training file too."""
     draw = random.Random(0)
 
-    def row(number: int, output: bool) -> dict[str, str]:
-        words = [f"w{draw.randrange(40)}" for _ in range(draw.randrange(3, 7))]
-        answer = {"output": f"{words[0]} {words[-1]}" if output else "", "answer": "1"}
-        return {"instruction": f"w{50 + number} {' '.join(words)}", "input": "", **answer}
+    def problem(number: int) -> dict[str, str]:
+        words = [f"w{draw.randrange(40)}" for _ in range(draw.randrange(3, 7))]  # its answer repeats some
+        question = f"w{50 + number} {' '.join(words)}"
+        return {"instruction": question, "input": "", "output": f"{words[0]} {words[-1]}", "answer": "1"}
 
+    problems = [problem(number) for number in range(36)]
     folder = tmp_path / "data" / "mawps"
     folder.mkdir(parents=True)
-    for split, numbers in (("train", range(24)), ("valid", range(20, 30)), ("test", range(30, 36))):
-        rows = [row(number, split != "test") for number in numbers]
+    for split, numbers in (("train", range(24)), ("valid", range(2, 12)), ("test", range(30, 36))):
+        rows = [problems[number] | ({"output": ""} if split == "test" else {}) for number in numbers]
         (folder / f"{split}.json").write_text(json.dumps(rows))
     return str(tmp_path / "data")
 
@@ -179,9 +181,12 @@ def test_a_seed_gives_the_same_scores_again(
 
 
 def test_held_out_validation_and_training_examples_are_apart(quality: Any, data: str, pilot: str) -> None:
+    train, valid = ({e.prompt for e in read_examples(data, "mawps", split)} for split in ("train", "valid"))
+    assert valid < train
     task = quality.tasks.WrittenAnswers(data=data, pilot=pilot, **EXPERIMENT["task"])
     prompts = {name: {example.prompt for example in examples} for name, examples in task.splits.items()}
     assert (len(prompts["held_out"]), len(prompts["validation"]), len(prompts["test"])) == (6, 4, 6)
+    assert prompts["held_out"] & valid
     assert not prompts["held_out"] & prompts["validation"]
     assert not prompts["train"] & (prompts["held_out"] | prompts["validation"])
     seeds = [task.rows(seed)["input_ids"] for seed in (0, 0, 1)]
@@ -254,6 +259,15 @@ def test_logits_of_a_pilot_with_adapters_are_not_rounded(quality: Any) -> None:
         logits = pair.pilot(torch.randint(3, 90, (2, 7))).logits
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_pilots_precision_is_that_of_its_roundest_weights(quality: Any, dtype: str) -> None:
+    pair = fresh_pair()
+    layer = pair.pilot.model.layers[0].mlp.down_proj
+    layer.to(getattr(torch, dtype))
+    assert quality.training.precision(pair) == dtype
+    assert quality.training.autocast(pair)._enabled == (dtype == "bfloat16")
 
 
 def random_held(pairs: int, seed: int) -> list[Held]:

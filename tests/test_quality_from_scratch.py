@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -45,7 +46,9 @@ def test_next_items_are_ranked_among_all_items(
     quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sequences: str
 ) -> None:
     folder = run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--seeds", "0")
-    arms = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]
+    result = json.loads((folder / "best_seed0_copilots.json").read_text())
+    assert result["pilot_dtype"] == "float32"
+    arms = result["arms"]
     assert arms.keys() == {"pilot", "pair"}
     for arm in arms.values():
         assert len(arm["hit@10"]) == len(arm["ndcg@10"]) == len(arm["nll"]) == 2  # a fifth of twelve users
@@ -65,6 +68,81 @@ def test_an_item_is_ranked_by_how_many_score_higher(quality: Any, sequences: str
     assert found["hit@10"][0] == pytest.approx(sum(at < 10 for at in place) / len(place), abs=1e-4)
     gains = [1 / math.log2(at + 2) if at < 10 else 0.0 for at in place]
     assert found["ndcg@10"][0] == pytest.approx(sum(gains) / len(place), abs=1e-4)
+
+
+def test_items_of_equal_score_share_their_ranks_and_padding_has_none(quality: Any) -> None:
+    score = torch.tensor([[9.0, 1.0, 1.0, 1.0, 0.0], [9.0, 0.0, 2.0, 0.0, 1.0]])
+    found = quality.tasks.ranking(score, torch.tensor([1, 4]), [1, 1])
+    assert found == {"hit@10": [1.0, 1.0], "ndcg@10": [round(1 / math.log2(3), 5)] * 2}  # second of three, second
+
+
+def test_ensembles_are_compared_user_by_user_with_the_copilots_of_the_same_experiment(
+    quality: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    sequences: str,
+) -> None:
+    folder = run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--seeds", "0")
+    pair = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]["pair"]
+    monkeypatch.setattr(quality.ensemble, "COMMITTED", folder.parent)
+    out = tmp_path / "ensembles"
+    arguments = ["ensemble.py", str(tmp_path / "toy.yaml"), "--data", sequences, "--seeds", "0", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    quality.ensemble.main()
+    found = json.loads((out / "ensemble_toy.json").read_text())
+    ensemble, tokens = found["scores"]["3"]["0"], np.asarray(pair["tokens"])
+    assert ensemble["tokens"] == pair["tokens"]
+    for metric in ("nll", "hit@10", "ndcg@10"):  # seed 1 has no Copilot
+        expected = np.average(np.asarray(ensemble[metric]) - np.asarray(pair[metric]), weights=tokens)
+        assert found["differences"]["3"]["pair"][metric]["mean"] == pytest.approx(expected)
+    of_pilot = found["differences"]["3"]["pilot"]["nll"]
+    assert f"3 Pilots - pilot (2 seeds): nll {of_pilot['mean']:+.4f} [{of_pilot['low']:+.4f}" in capsys.readouterr().out
+
+
+def test_an_ensemble_is_not_compared_with_results_of_other_users(quality: Any) -> None:
+    scores = {"nll": [1.0, 2.0], "hit@10": [0.0, 1.0], "ndcg@10": [0.0, 1.0]}
+    with pytest.raises(ValueError, match="same users"):
+        quality.ensemble.differences({0: scores | {"tokens": [3, 4]}}, {0: scores | {"tokens": [4, 3]}})
+
+
+def test_a_pilot_trains_alike_whatever_copilots_stand_beside_it(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sequences: str
+) -> None:
+    arms = {"pair": {"design": {"layers": "all"}}, "recent": {"design": {"layers": "all"}, "updates": 2}}
+    pilots = []
+    for count in (1, 2):
+        point = {"epochs": 4, "arms": list(arms)[:count]}
+        facts = NEXT_ITEM | {"arms": arms, "points": {"best": point}}
+        arguments = ("--data", sequences, "--seeds", "0")
+        folder = run_experiment(quality, monkeypatch, tmp_path / str(count), facts, *arguments)
+        pilots.append(json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]["pilot"])
+    assert pilots[0]["nll"] == pilots[1]["nll"]
+
+
+def test_a_pilot_for_a_task_that_trains_its_own_is_refused(
+    quality: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    sequences: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--pilot", "smollm2")
+    assert "--pilot: Pilots of kind next_item are trained from scratch, none is accepted; got smollm2" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_pilot_far_too_sure_of_itself_gets_its_temperature(quality: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 10, generator=generator)
+    truth = torch.nn.functional.one_hot(logits.softmax(-1).multinomial(1, generator=generator)[:, 0], 10)
+    brier = {
+        temperature: (2.6 * logits / temperature).softmax(-1).sub(truth).square().sum(1).mean().item()
+        for temperature in quality.tasks.TEMPERATURES
+    }
+    assert min(brier, key=brier.__getitem__) == pytest.approx(2.6, abs=0.11)
 
 
 def test_users_are_held_out_whole(quality: Any, sequences: str) -> None:

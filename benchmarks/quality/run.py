@@ -1,8 +1,8 @@
-"""One experiment: python benchmarks/quality/run.py benchmarks/quality/mawps.yaml --data DATA --pilot PILOT
+"""One experiment: python benchmarks/quality/run.py benchmarks/quality/mawps.yaml --data DATA --pilot PILOT --out OUT
 
-A YAML file says what is trained and compared; see `Experiment`. Each training writes one JSON to
-benchmarks/results/quality/NAME when it is complete; what is there already is skipped. DATA is a folder in the layout of
-LLM-Adapters (for the LastFM task its file), PILOT a folder or hub id. Several processes may share the seeds.
+A YAML file says what is trained and compared; see `Experiment`. Each training writes one JSON to OUT/NAME when it is
+complete; what is there already is skipped, as are the committed results in the default OUT. DATA is a folder in the
+layout of LLM-Adapters (for the LastFM task its file), PILOT a folder or hub id. Several processes may share the seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import yaml
 from equations import Equations
 from models import add_layers, compile_layers
 from tasks import TEMPERATURES, NextItem, WrittenAnswers, per_example
-from training import Student, Teacher, train
+from training import Student, Teacher, precision, train
 
 from copilot.calibration import Held, calibration_of, scores
 from copilot.config import CopilotConfig
@@ -224,7 +224,7 @@ class Run:
                     "validation": of_validation,
                     **per_example(scores(tested, strength, config.rectifier, config.fusion)),
                 }
-        return {"arms": arms}
+        return {"arms": arms, "pilot_dtype": precision(first)}
 
 
 def check_context_layers(designs: dict[str, dict[str, Any]]) -> None:
@@ -285,9 +285,14 @@ def extra_time(seconds: dict[str, dict[str, float]], arm: str) -> float:
     return (own + teachers) / seconds["training"]["pilot"]
 
 
-def task_of(experiment: Experiment, data: str, pilot: str | None) -> Task:
-    """The experiment's task on this data, with this Pilot unless it is None."""
-    return TASKS[experiment.kind](**experiment.task | {"data": data} | ({} if pilot is None else {"pilot": pilot}))
+def task_of(experiment: Experiment, data: str, pilot: str | None, parser: argparse.ArgumentParser) -> Task:
+    """The experiment's task on this data, with this Pilot unless it is None; the parser refuses one in vain."""
+    task = TASKS[experiment.kind]
+    if pilot is not None and "pilot" not in {of.name for of in fields(task)}:
+        parser.error(
+            f"--pilot: a Pilot of kind {experiment.kind} is trained from scratch, none is accepted; got {pilot}"
+        )
+    return task(**experiment.task | {"data": data} | ({} if pilot is None else {"pilot": pilot}))
 
 
 def provenance(experiment: Experiment) -> dict[str, Any]:
@@ -307,7 +312,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/quality")
     arguments = parser.parse_args()
     experiment = Experiment.read(arguments.experiment)
-    task = task_of(experiment, arguments.data, arguments.pilot)
+    task = task_of(experiment, arguments.data, arguments.pilot, parser)
     folder = Path(arguments.out) / Path(arguments.experiment).stem
     folder.mkdir(parents=True, exist_ok=True)
     facts = provenance(experiment)  # of the code that runs: the commit may be another when a training is complete

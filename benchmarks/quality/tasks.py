@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from models import add_lora, pretrained, small_llama
+from torch import Tensor
 from torch.utils.data import DataLoader
 from training import autocast
 from transformers import AutoTokenizer
@@ -25,7 +26,7 @@ from copilot.tasks import Example, hit_at_k, ndcg_at_k, read_examples, read_item
 
 BATCH = 32  # rows a forward when measuring
 HISTORY = 50  # items of a user
-TEMPERATURES = [0.6 + step / 10 for step in range(15)]
+TEMPERATURES = [0.6 + step / 10 for step in range(25)]
 BEAMS = {"greedy": 1, "4 beams": 4}
 
 
@@ -86,6 +87,20 @@ def per_example(found: Scores) -> dict[str, Any]:
         "nll": [round(value, 5) for value in found.nll.tolist()],
         "tokens": found.tokens.tolist(),
     }
+
+
+def ranking(score: Tensor, target: Tensor, lengths: list[int]) -> dict[str, list[float]]:
+    """Hit@10 and NDCG@10 among all items, the mean over the tokens of each user.
+
+    Args:
+        score: (M, items), of which item 0 is padding; items of equal score share their ranks.
+        target: (M,), the true items.
+        lengths: how many of the M tokens each user has.
+    """
+    true, items = score.gather(1, target[:, None]), score[:, 1:]
+    ranks = (1 + (items > true).sum(1) + ((items == true).sum(1) - 1) // 2).split(lengths)
+    by_metric = {"hit@10": hit_at_k, "ndcg@10": ndcg_at_k}
+    return {name: [round(metric(of_user, 10), 5) for of_user in ranks] for name, metric in by_metric.items()}
 
 
 @dataclass(frozen=True)
@@ -240,11 +255,7 @@ class NextItem:
         for batch in self.held_out("held_out").batches:
             source = supervision_of(pair, batch)
             score = pair(**batch, strength=strength).logits[source].float()
-            score[:, 0] = -torch.inf  # padding is no item
-            true = score.gather(1, batch["labels"].roll(-1, dims=1)[source][:, None])
-            # Items of equal score share their ranks.
-            rank = 1 + (score > true).sum(1) + ((score == true).sum(1) - 1) // 2
-            for ranks in rank.split(source.sum(1).tolist()):
-                facts["hit@10"].append(round(hit_at_k(ranks, 10), 5))
-                facts["ndcg@10"].append(round(ndcg_at_k(ranks, 10), 5))
+            target = batch["labels"].roll(-1, dims=1)[source]
+            for name, values in ranking(score, target, source.sum(1).tolist()).items():
+                facts[name] += values
         return facts

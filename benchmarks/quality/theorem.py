@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from run import Experiment, Run, provenance, task_of
+from training import precision
 
 from copilot.calibration import collect, scores, theorem_quantities
 
@@ -31,7 +32,7 @@ def main() -> None:
     started = time.time()
     experiment = Experiment.read(arguments.experiment)
     facts = provenance(experiment)
-    task = task_of(experiment, arguments.data, arguments.pilot)
+    task = task_of(experiment, arguments.data, arguments.pilot, parser)
     point = next(iter(experiment.points.values()))
     pairs = [Run(experiment, task, point, seed).first_pair() for seed in arguments.seeds]
     quantities = {split: theorem_quantities(pairs, task.held_out_rows(split)) for split in ("validation", "held_out")}
@@ -45,6 +46,7 @@ def main() -> None:
         "strengths": STRENGTHS,
         "brier": np.mean(errors, axis=0).tolist(),
         "seeds": arguments.seeds,
+        "pilot_dtype": precision(pairs[0]),
         "wall_seconds": time.time() - started,
     }
     name = Path(arguments.experiment).stem

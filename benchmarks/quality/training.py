@@ -23,10 +23,14 @@ from copilot.pair import PilotCopilotModel
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
+def precision(pair: PilotCopilotModel) -> str:
+    """bfloat16 where the Pilot has weights of it (see `models.add_lora`), else float32."""
+    return "bfloat16" if any(p.dtype == torch.bfloat16 for p in pair.pilot.parameters()) else "float32"
+
+
 def autocast(pair: PilotCopilotModel) -> torch.autocast:
-    """To bfloat16, in training and in measuring, where the Pilot has weights of it (see `models.add_lora`)."""
-    rounded = any(parameter.dtype == torch.bfloat16 for parameter in pair.pilot.parameters())
-    return torch.autocast(pair.device.type, torch.bfloat16, enabled=rounded)
+    """To the Pilot's precision, in training and in measuring."""
+    return torch.autocast(pair.device.type, torch.bfloat16, enabled=precision(pair) == "bfloat16")
 
 
 @dataclass
@@ -148,10 +152,12 @@ def train(
         batch_size: rows a round.
         learning_rate: of the teachers, at most.
         warmup: share of the steps in which every learning rate rises.
+        seed: of the order of the rows, of dropout and of what is drawn from the logs.
 
     Returns:
         Seconds spent on the teachers ("pilot") and on each student; see `Stopwatch.totals`.
     """
+    torch.manual_seed(seed)  # whatever has been built before
     own_steps = [len(range(index, steps, len(teachers))) for index in range(len(teachers))]
     pilots, learned, shown = [], [], []
     for index, (teacher, count) in enumerate(zip(teachers, own_steps, strict=True)):
@@ -199,7 +205,8 @@ def train(
                 pilot.step()
             bar.set_postfix(ce=loss.item(), refresh=False)
         for name, round_ in rounds.items():
-            with stopwatch(name, step):
+            # Dropout of a Copilot takes no random numbers from the Pilot, which trains alike whatever stands beside it.
+            with stopwatch(name, step), torch.random.fork_rng():
                 learn(students[name], round_, copilots[name])
     for student in students.values():
         student.pair.mistake_log = None
