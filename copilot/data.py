@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from copilot.loss import IGNORE_INDEX
@@ -63,8 +64,9 @@ def prepare_dataset(
         targets. A label of -100 is not supervised.
 
     Raises:
-        ValueError: an empty dataset, unknown columns, a missing tokenizer, chat template or end-of-sequence token, a
-            chat template that does not render a conversation turn by turn, or no supervised token in any row.
+        ValueError: an empty dataset, unknown columns, a missing tokenizer, chat template or end-of-sequence token,
+            messages without role or content, a chat template that refuses a conversation or does not render it turn by
+            turn, or no supervised token in any row.
         TypeError: neither a dataset nor rows, such as a `DatasetDict` of several splits.
     """
     if max_length < 2:
@@ -191,8 +193,8 @@ def _question_and_answer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerB
     if tokenizer.chat_template is None:
         raise ValueError("processing_class has no chat_template, which messages in the column prompt need")
     question, answer = _messages(row, "prompt"), _messages(row, "completion")
-    asked = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
-    whole = str(tokenizer.apply_chat_template(question + answer, tokenize=False))
+    asked = _render(question, tokenizer, add_generation_prompt=True)
+    whole = _render(question + answer, tokenizer)
     if not whole.startswith(asked):
         raise ValueError(
             "the chat_template of processing_class does not begin an answer as it prompts for one, so that the "
@@ -236,19 +238,13 @@ def _encode_messages(
 
 def _turns(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
     """Cut the rendered conversation where the assistant starts and stops: [(text, from_assistant), ...]."""
-
-    def render(count: int, add_generation_prompt: bool = False) -> str:
-        return str(
-            tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
-
     turns: list[tuple[str, bool]] = []
     done = ""
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        asked = render(index, add_generation_prompt=True) if index else ""
-        for text, from_assistant in ((asked, False), (render(index + 1), True)):
+        asked = _render(messages[:index], tokenizer, add_generation_prompt=True) if index else ""
+        for text, from_assistant in ((asked, False), (_render(messages[: index + 1], tokenizer), True)):
             if not text.startswith(done):
                 raise ValueError(
                     f"the chat_template of processing_class changes earlier turns when message {index} is added, so "
@@ -256,7 +252,17 @@ def _turns(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -
                 )
             turns.append((text[len(done) :], from_assistant))
             done = text
-    return [*turns, (render(len(messages))[len(done) :], False)]
+    return [*turns, (_render(messages, tokenizer)[len(done) :], False)]
+
+
+def _render(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False
+) -> str:
+    """The messages as the chat template writes them."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except TemplateError as error:
+        raise ValueError(f"the chat_template of processing_class refuses {messages!r}: {error}") from error
 
 
 def _encode_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
@@ -300,6 +306,9 @@ def _messages(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
     messages = row[column]
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise ValueError(f"the column {column} holds {messages!r}, expected lists of {{role, content}}")
+    for message in messages:
+        if not isinstance(message.get("role"), str) or "content" not in message:
+            raise ValueError(f"the column {column} holds the message {message!r}, expected {{role, content}}")
     return messages
 
 

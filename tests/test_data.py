@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from tokenizers import processors
 
 from copilot.data import DataCollator, prepare_dataset
 
@@ -134,6 +136,31 @@ def test_an_encoder_reads_the_prompt_and_the_completion_is_the_target(tokenizer)
     assert tokenizer.decode(short[0]["labels"]) == "<bos> w3"
 
 
+@pytest.fixture
+def ending(tokenizer):
+    """The tokenizer, but one that ends every text, as T5's do."""
+    changed = copy.deepcopy(tokenizer)
+    changed.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    return changed
+
+
+def test_a_text_that_its_tokenizer_ends_is_not_ended_twice(ending):
+    (row,) = prepare_dataset([{"prompt": "w1 w2", "completion": "w3"}], ending, is_encoder_decoder=True)
+    assert [ending.decode(row[name]) for name in ("input_ids", "labels")] == ["w1 w2 <eos>", "w3 <eos>"]
+    (row,) = prepare_dataset([{"text": "w1 w2"}], ending)
+    assert decoded(ending, row) == ("w1 w2 <eos>", "w2 <eos>")
+    (row,) = prepare_dataset([{"prompt": "w1 w2", "completion": "w3"}], ending)
+    assert decoded(ending, row) == ("w1 w2 w3 <eos>", "w3 <eos>")
+
+
+def test_the_end_marker_of_a_source_that_is_cut_stays(ending):
+    raw = [{"prompt": "w1 w2 w3 w4", "completion": "w5"}]
+    (row,) = prepare_dataset(raw, ending, is_encoder_decoder=True, max_length=3)
+    assert ending.decode(row["input_ids"]) == "w1 w2 <eos>"
+
+
 def test_unsupervised_rows_are_dropped_with_one_warning(caplog):
     raw = [{"input_ids": [5, 6], "labels": [IGNORED, 6]}] + 3 * [{"input_ids": [5, 6], "labels": [5, IGNORED]}]
     with caplog.at_level(logging.WARNING, logger="copilot.data"):
@@ -178,6 +205,30 @@ def test_what_holds_no_rows_is_refused(tokenizer, given, message):
 def test_a_conversation_that_is_none_is_refused(tokenizer):
     with pytest.raises(ValueError, match="the column messages holds 'w1', expected lists"):
         prepare_dataset([{"messages": "w1"}], tokenizer)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"from": "human", "value": "w1"}, {"role": "user", "value": "w1"}, {"role": None, "content": "w1"}],
+    ids=["from", "value", "none"],
+)
+def test_a_message_without_role_or_content_is_named(tokenizer, message):
+    with pytest.raises(
+        ValueError, match=r"^the column messages holds the message \{.*w1.*\}, expected \{role, content"
+    ):
+        prepare_dataset([{"messages": [message]}], tokenizer)
+    with pytest.raises(ValueError, match=r"^the column completion holds the message \{.*w1.*\}, expected \{role, con"):
+        prepare_dataset([{"prompt": CONVERSATION[:1], "completion": [message]}], tokenizer)
+
+
+def test_what_a_chat_template_refuses_is_named(tokenizer, monkeypatch):
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", refusing + tokenizer.chat_template)
+    system = {"role": "system", "content": "w9"}
+    with pytest.raises(ValueError, match=r"^the chat_template of processing_class refuses \[.*w9.*\]: No system role"):
+        prepare_dataset([{"messages": [system, *CONVERSATION[:1], CONVERSATION[1]]}], tokenizer)
+    with pytest.raises(ValueError, match=r"^the chat_template of processing_class refuses \[.*w9.*\]: No system role"):
+        prepare_dataset([{"prompt": [system], "completion": CONVERSATION[1:2]}], tokenizer)
 
 
 def test_a_dataset_of_tensors_is_read_as_lists():
