@@ -8,7 +8,17 @@ import torch
 
 from copilot.ops import extension
 
-_REPORTED_PACKAGES = ("transformer-copilot", "torch", "transformers", "peft", "accelerate")
+_REPORTED_PACKAGES = (
+    "transformer-copilot",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "lm-eval",
+)
 
 
 def build_info() -> dict[str, str]:

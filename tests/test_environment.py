@@ -1,5 +1,6 @@
 """The environment report holds what a bug report needs, with the extension and without it."""
 
+import importlib
 import platform
 
 import pytest
@@ -19,6 +20,9 @@ def test_versions_are_those_of_the_running_process() -> None:
     assert facts["python"] == platform.python_version()
     assert facts["torch"] == torch.__version__
     assert facts["threads"] == torch.get_num_threads()
+    for package in ("datasets", "tokenizers", "safetensors"):
+        assert facts[package] == importlib.import_module(package).__version__
+    assert "lm-eval" in facts
 
 
 def test_a_package_that_is_not_installed_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
