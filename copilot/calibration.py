@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +85,22 @@ def supervision_of(pair: PilotCopilotModel, batch: dict[str, Tensor]) -> Tensor:
     return Supervision.causal(batch["labels"], batch["attention_mask"]).source
 
 
+@contextmanager
+def evaluating(*pairs: PilotCopilotModel) -> Iterator[None]:
+    """The pairs in eval mode, and in that of before again at the end, whatever happens."""
+    modes = [pair.training for pair in pairs]
+    for pair in pairs:
+        pair.eval()
+    try:
+        yield
+    finally:
+        for pair, mode in zip(pairs, modes, strict=True):
+            pair.train(mode)
+
+
 def batches(
     pair: PilotCopilotModel, dataset: Any, processing_class: Any, batch_size: int, max_length: int, **supervised: bool
-) -> Iterator[dict[str, Tensor]]:
+) -> DataLoader[dict[str, Tensor]]:
     """The dataset in order, as padded batches on the pair's device.
 
     See `prepare_dataset` for what it may hold, and for `supervised`: completion_only_loss, assistant_only_loss.
@@ -96,11 +110,27 @@ def batches(
         dataset, processing_class, max_length=max_length, is_encoder_decoder=encoder_decoder, **supervised
     )
     collate = DataCollator(getattr(processing_class, "pad_token_id", None) or 0, encoder_decoder)
-    for batch in tqdm(DataLoader(rows, batch_size, collate_fn=collate), desc="Scoring", leave=False):
-        yield {name: tensor.to(pair.device) for name, tensor in batch.items()}
+    return DataLoader(
+        rows,
+        batch_size,
+        collate_fn=lambda rows: {name: tensor.to(pair.device) for name, tensor in collate(rows).items()},
+    )
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class HeldBatches:
+    """`Held` of each batch, from new forwards of the pair in every iteration: only one is kept at a time."""
+
+    pair: PilotCopilotModel
+    batches: DataLoader[dict[str, Tensor]]
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[Held]:
+        with evaluating(self.pair):
+            for batch in tqdm(self.batches, desc="Scoring", leave=False):
+                yield Held.of(self.pair, self.pair.pilot_pass(**batch))
+
+
 def collect(
     pair: PilotCopilotModel,
     dataset: Any,
@@ -113,6 +143,8 @@ def collect(
 ) -> list[Held]:
     """Run the pair over held-out data once; everything else here is computed from what this keeps.
 
+    Of a Copilot that corrects the whole vocabulary that is (tokens, V) floats, twice.
+
     Args:
         pair: trained.
         dataset: raw or tokenised rows, as for training.
@@ -122,29 +154,36 @@ def collect(
         completion_only_loss, assistant_only_loss: as in training; which tokens of raw rows count, see
             `prepare_dataset`.
     """
-    was_training = pair.training
-    pair.eval()
-    held = []
     supervised = {"completion_only_loss": completion_only_loss, "assistant_only_loss": assistant_only_loss}
-    for batch in batches(pair, dataset, processing_class, batch_size, max_length, **supervised):
-        held.append(Held.of(pair, pair.pilot_pass(**batch)))
-    pair.train(was_training)
-    return held
+    return list(HeldBatches(pair, batches(pair, dataset, processing_class, batch_size, max_length, **supervised)))
 
 
-def scores(held: list[Held], strength: float, rectifier: str, fusion: str) -> Scores:
+def scores(held: Iterable[Held], strength: float, rectifier: str, fusion: str) -> Scores:
     """Scores of the rectified distribution at a strength; 0 is the Pilot alone."""
-    columns: list[tuple[Tensor, ...]] = []
+    return scores_by_strength(held, [strength], rectifier, fusion)[strength]
+
+
+def scores_by_strength(
+    held: Iterable[Held], strengths: Iterable[float], rectifier: str, fusion: str
+) -> dict[float, Scores]:
+    """`scores` at each of the strengths, from one iteration over `held`."""
+    parts: dict[float, list[tuple[Tensor, ...]]] = {strength: [] for strength in strengths}
     for part in held:
-        mistakes, lengths = part.mistakes, part.lengths
-        kept, factor, target = rectify_kept(mistakes, part.delta, strength, rectifier, fusion)
-        brier = kept.square().sum(1) + factor.square() * mistakes.rest_square - 2 * target + 1
-        nll = -target.clamp(min=torch.finfo(torch.float32).tiny).log()
-        missed = ~is_most_likely(mistakes, kept, factor, target)
-        row = torch.repeat_interleave(lengths)
-        of_row = [torch.zeros(len(lengths)).index_add(0, row, value.float()) for value in (brier, nll, missed)]
-        columns.append((of_row[0] / lengths, of_row[1] / lengths, of_row[2] == 0, lengths))
-    return Scores(*(torch.cat(column) for column in zip(*columns, strict=True)))
+        for strength, rows in parts.items():
+            rows.append(_score_rows(part, strength, rectifier, fusion))
+    return {s: Scores(*(torch.cat(column) for column in zip(*rows, strict=True))) for s, rows in parts.items()}
+
+
+def _score_rows(part: Held, strength: float, rectifier: str, fusion: str) -> tuple[Tensor, ...]:
+    """The columns of `Scores`."""
+    mistakes, lengths = part.mistakes, part.lengths
+    kept, factor, target = rectify_kept(mistakes, part.delta, strength, rectifier, fusion)
+    brier = kept.square().sum(1) + factor.square() * mistakes.rest_square - 2 * target + 1
+    nll = -target.clamp(min=torch.finfo(torch.float32).tiny).log()
+    missed = ~is_most_likely(mistakes, kept, factor, target)
+    row = torch.repeat_interleave(lengths)
+    of_row = [torch.zeros(len(lengths)).index_add(0, row, value.float()) for value in (brier, nll, missed)]
+    return of_row[0] / lengths, of_row[1] / lengths, of_row[2] == 0, lengths
 
 
 def is_most_likely(mistakes: Mistakes, kept: Tensor, factor: Tensor, target: Tensor) -> Tensor:
@@ -182,6 +221,9 @@ def calibrate(
     allows; for fusion="logit" the best of 0, 0.05, ..., 1. It counts f as it stands: where the linear rectifier clamps
     p^ + lambda f, another lambda may be better.
 
+    The pair runs over the data once; with candidates=None and fusion="probability" twice, as what is computed of a
+    whole vocabulary is not kept.
+
     Args:
         pair: trained; only its `config.strength` changes.
         dataset: validation rows, raw or tokenised, that neither model was trained on.
@@ -194,37 +236,29 @@ def calibrate(
     Raises:
         ValueError: an empty or unsupervised dataset, or unknown columns.
     """
-    held = collect(
-        pair,
-        dataset,
-        processing_class,
-        batch_size=batch_size,
-        max_length=max_length,
-        completion_only_loss=completion_only_loss,
-        assistant_only_loss=assistant_only_loss,
-    )
+    supervised = {"completion_only_loss": completion_only_loss, "assistant_only_loss": assistant_only_loss}
+    data = batches(pair, dataset, processing_class, batch_size, max_length, **supervised)
+    held: Iterable[Held] = HeldBatches(pair, data)
+    if pair.config.candidates is not None:
+        held = list(held)
     found = calibration_of(held, pair.config)
     pair.config.strength = found.strength
     return found
 
 
-def calibration_of(held: list[Held], config: CopilotConfig) -> Calibration:
-    """What `calibrate` finds, from what `collect` kept of the held-out data."""
+def calibration_of(held: Iterable[Held], config: CopilotConfig) -> Calibration:
+    """What `calibrate` finds, from what `collect` kept of the held-out data, or from `HeldBatches`."""
     if config.fusion == "logit":
-        by_strength = {s: scores(held, s, config.rectifier, "logit").per_token()[0] for s in LOGIT_GRID}
-        strength, lambda_zero = min(by_strength, key=by_strength.__getitem__), None
+        found = scores_by_strength(held, LOGIT_GRID, config.rectifier, "logit")
+        strength, lambda_zero = min(found, key=lambda s: found[s].per_token()[0]), None
     else:
         sums = [agreement(part.mistakes, part.delta, config.rectifier) for part in held]
         numerator, denominator = (float(sum(column)) for column in zip(*sums, strict=True))
         unclipped = numerator / denominator if denominator > 0 else 0.0
         strength = min(max(unclipped, 0.0), 1.0 if config.rectifier == "simplex" else float("inf"))
         lambda_zero = 2 * unclipped
-    return Calibration(
-        strength,
-        lambda_zero,
-        scores(held, 0.0, config.rectifier, config.fusion),
-        scores(held, strength, config.rectifier, config.fusion),
-    )
+        found = scores_by_strength(held, (0.0, strength), config.rectifier, config.fusion)
+    return Calibration(strength, lambda_zero, found[0.0], found[strength])
 
 
 @dataclass(frozen=True)
@@ -272,34 +306,34 @@ def theorem_quantities(
     """
     if not pairs:
         raise ValueError("pairs must hold at least one pair; got none")
-    for pair in pairs:
-        pair.eval()
     sums, tokens = torch.zeros(6, dtype=torch.float64), 0
-    for batch in batches(pairs[0], dataset, processing_class, batch_size, max_length):
-        prob, mistake, correction = (
-            torch.stack(values) for values in zip(*(_dense(p, batch) for p in pairs), strict=True)
-        )
-        bias = correction.mean(0) - mistake.mean(0)
-        terms = (
-            mistake.mean(0).square(),  # p - mean p^
-            prob.var(0, correction=0),
-            bias.square(),
-            correction.var(0, correction=0),
-            mistake * correction,
-            correction.square(),
-        )
-        sums += torch.stack([term.double().sum() / (1 if term.dim() == 2 else len(pairs)) for term in terms]).cpu()
-        tokens += prob.shape[1]
+    data = batches(pairs[0], dataset, processing_class, batch_size, max_length)
+    with evaluating(*pairs):
+        for batch in tqdm(data, desc="Scoring", leave=False):
+            prob, mistake, correction = (
+                torch.stack(values) for values in zip(*(_dense(p, batch) for p in pairs), strict=True)
+            )
+            bias = correction.mean(0) - mistake.mean(0)
+            terms = (
+                mistake.mean(0).square(),  # p - mean p^
+                prob.var(0, correction=0),
+                bias.square(),
+                correction.var(0, correction=0),
+                mistake * correction,
+                correction.square(),
+            )
+            sums += torch.stack([term.double().sum() / (1 if term.dim() == 2 else len(pairs)) for term in terms]).cpu()
+            tokens += prob.shape[1]
     e_pilot, s_pilot, e_copilot, s_copilot = (sums[:4] / tokens).sqrt().tolist()
     return TheoremQuantities(e_pilot, s_pilot, e_copilot, s_copilot, float(2 * sums[4] / sums[5]))
 
 
 def _dense(pair: PilotCopilotModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """p^, l and f of every supervised token, each (M, V)."""
-    output = pair(**batch, strength=0)
-    prob = output.logits[supervision_of(pair, batch)].float().softmax(-1)
-    kept = output.mistakes
-    f, factor = predicted_mistake(kept.top_prob, kept.rest_mass, output.delta, pair.config.rectifier)
+    passed = pair.pilot_pass(**batch)
+    _, round_ = pair.round_of(passed)
+    prob, kept = passed.logits.float().softmax(-1), round_.mistakes
+    f, factor = predicted_mistake(kept.top_prob, kept.rest_mass, pair.predict(round_), pair.config.rectifier)
     correction = f if kept.top_index is None else ((factor - 1.0)[:, None] * prob).scatter(1, kept.top_index, f)
     mistake = torch.zeros_like(prob).scatter_(1, kept.target[:, None], 1.0) - prob
     return prob, mistake, correction

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from copilot.calibration import collect, scores
+from copilot.calibration import HeldBatches, batches, scores_by_strength
 from copilot.evaluation import complete, is_written, to_rows
 from copilot.ops.rectify import check_strength
 from copilot.pair import PilotCopilotModel
@@ -34,10 +34,11 @@ class Comparison:
 
     def rows(self) -> list[tuple[str, ...]]:
         """One line of `HEADER`'s table a metric, and lambda."""
-        lines = [
-            (name, _interval(found.a), _interval(found.b), _interval(found.difference, sign="+"), _verdict(name, found))
-            for name, found in self.metrics.items()
-        ]
+        lines = []
+        for name, found in self.metrics.items():
+            digits = 4 if name in LOWER_IS_BETTER else 3
+            cells = (_interval(interval, f".{digits}f") for interval in (found.a, found.b))
+            lines.append((name, *cells, _interval(found.difference, f"+.{digits}f"), _verdict(name, found)))
         return [*lines, ("lambda", "0", f"{self.strength:.3f}", "", "")]
 
     def __str__(self) -> str:
@@ -64,7 +65,7 @@ def compare(
         strength: lambda of the pair; None takes the configuration's.
         batch_size: examples a forward.
         max_length: tokens a scored example may have.
-        **generation: arguments of `generate`; greedy decoding unless they say otherwise.
+        **generation: max_new_tokens and others, see `complete`; greedy decoding unless they say otherwise.
 
     Raises:
         ValueError: no examples, a strength out of range, or examples that do not all have completions or a task.
@@ -93,8 +94,9 @@ def compare(
         right = [[TASKS[e.task].is_correct(t, e.answer) for t, e in zip(of, examples, strict=True)] for of in texts]
         metrics["answer accuracy"] = paired_bootstrap(right[0], right[1])
     if has_completions:
-        held = collect(pair, to_rows(examples), tokenizer, batch_size=batch_size, max_length=max_length)
-        alone, fused = (scores(held, s, config.rectifier, config.fusion) for s in (0.0, strength))
+        held = HeldBatches(pair, batches(pair, to_rows(examples), tokenizer, batch_size, max_length))
+        found = scores_by_strength(held, (0.0, strength), config.rectifier, config.fusion)
+        alone, fused = found[0.0], found[strength]
         metrics["Brier score"] = paired_bootstrap(alone.brier, fused.brier)
         metrics["NLL"] = paired_bootstrap(alone.nll, fused.nll)
     return Comparison(strength, metrics, *texts)
@@ -108,8 +110,8 @@ def align(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _interval(interval: Interval, sign: str = "") -> str:
-    return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+def _interval(interval: Interval, form: str) -> str:
+    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def _verdict(name: str, found: PairedBootstrap) -> str:

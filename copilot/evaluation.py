@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,14 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from copilot.calibration import evaluating
 from copilot.data import prompt_tokens
 from copilot.pair import PilotCopilotModel
 from copilot.tasks import TASKS, Example, exact_match
+
+logger = logging.getLogger(__name__)
+
+MAX_NEW_TOKENS = 256  # as in the paper: a chain of thought fits
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ def complete(
     *,
     strength: float | None = None,
     batch_size: int = 32,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     **generation: Any,
 ) -> list[str]:
     """Completions of the prompts, in their order.
@@ -55,7 +62,8 @@ def complete(
         prompts: N texts.
         strength: lambda; None takes the configuration's, 0 is the Pilot alone.
         batch_size: prompts a batch; those of like length go together.
-        **generation: arguments of `generate`, such as max_new_tokens and num_beams, that give one text a prompt.
+        max_new_tokens: tokens a completion may have; one warning counts those that did not end by then.
+        **generation: arguments of `generate`, such as num_beams, that give one text a prompt.
 
     Raises:
         ValueError: a batch_size below 1, a prompt without a token, or several texts a prompt.
@@ -73,11 +81,11 @@ def complete(
     empty = [index for index, row in enumerate(rows) if len(row) == 0]
     if empty:
         raise ValueError(f"prompt {empty[0]} has no token: {prompts[empty[0]]!r}")
-    was_training = pair.training
-    pair.eval()
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     texts = [""] * len(rows)
-    try:
+    end = generation.get("eos_token_id", pair.generation_config.eos_token_id)
+    ends, cut = {tokenizer.pad_token_id, *np.atleast_1d(end).tolist()}, 0  # of one, several or None
+    with evaluating(pair):
         for start in tqdm(range(0, len(order), batch_size), desc="Generating", leave=False):
             chosen = order[start : start + batch_size]
             batch = [rows[index] for index in chosen]
@@ -89,15 +97,19 @@ def complete(
                 attention_mask=mask.to(pair.device),
                 strength=strength,
                 pad_token_id=tokenizer.pad_token_id,
+                max_new_tokens=max_new_tokens,
                 **generation,
             )
-            if not is_encoder_decoder:
-                written = written[:, ids.shape[1] :]
+            written = written[:, 1 if is_encoder_decoder else ids.shape[1] :]
+            if written.shape[1] == max_new_tokens:  # else all have ended
+                cut += sum(token not in ends for token in written[:, -1].tolist())
             decoded = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             for index, text in zip(chosen, decoded, strict=True):
                 texts[index] = text
-    finally:
-        pair.train(was_training)
+    if cut:
+        strength = pair.config.strength if strength is None else strength
+        message = "%d of %d texts at strength %g were cut off after max_new_tokens, %d, before they ended."
+        logger.warning(message, cut, len(texts), strength, max_new_tokens)
     return texts
 
 
@@ -113,7 +125,6 @@ def evaluate(
     *,
     strength: float | None = None,
     batch_size: int = 32,
-    max_new_tokens: int = 64,
     **generation: Any,
 ) -> Evaluation:
     """Generate a completion for every example and judge it by its task.
@@ -121,14 +132,13 @@ def evaluate(
     Args:
         pair, tokenizer, strength, batch_size, generation: see `complete`; greedy unless `generation` says otherwise.
         examples: N examples of tasks in `copilot.tasks.TASKS`.
-        max_new_tokens: tokens a completion may have.
 
     Raises:
         ValueError: no examples.
     """
     if not examples:
         raise ValueError("examples must hold at least one example; got none")
-    generation = {"do_sample": False, "max_new_tokens": max_new_tokens} | generation
+    generation = {"do_sample": False} | generation
     prompts = [example.prompt for example in examples]
     texts = complete(pair, tokenizer, prompts, strength=strength, batch_size=batch_size, **generation)
     pairs = list(zip(texts, examples, strict=True))

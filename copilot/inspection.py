@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from copilot.calibration import batches, supervision_of
+from copilot.calibration import batches, evaluating
 from copilot.mistake_log import MistakeLog
 from copilot.ops.rectify import check_strength, rectify
 from copilot.pair import PilotCopilotModel
@@ -183,33 +184,32 @@ def measure(
     strength = config.strength if strength is None else strength
     mode = {"rectifier": config.rectifier, "fusion": config.fusion}
     check_strength(strength, **mode)
-    was_training = pair.training
-    pair.eval()
     parts: list[list[Tensor]] = []
     best, place, of_place = -2.0, (0, 0), {}
-    for batch in batches(pair, dataset, tokenizer, batch_size, max_length):
-        output = pair(**batch, strength=0)
-        source, kept = supervision_of(pair, batch), output.mistakes
-        logits = output.logits[source].float()  # (M, V)
-        # The same operation at 0, so that what is not corrected is equal to the last bit.
-        before, after = (rectify(logits, output.delta, s, index=kept.top_index, **mode) for s in (0.0, strength))
-        index = logits.topk(min(LIKELIEST, logits.shape[1])).indices if kept.top_index is None else kept.top_index
-        log_p, log_fused = before.gather(1, index), after.gather(1, index)
-        extent = (logits.amax(1) - logits.amin(1))[:, None]
-        tops = [distribution.max(1) for distribution in (before, after)]
-        right = [top.indices == kept.target for top in tops]
-        parts.append([(log_fused.exp() - log_p.exp()).flatten(), ((log_fused - log_p) / extent).flatten()])
-        parts[-1] += [tops[0].values.exp(), right[0], tops[1].values.exp(), right[1]]
-        target = kept.target[:, None]
-        gain = (after.gather(1, target).exp() - before.gather(1, target).exp()).squeeze(1)
-        merit = gain + 3.0 * (right[1] & ~right[0])  # a step put right comes before all others
-        if merit.max() > best:
-            best, token = float(merit.max()), int(merit.argmax())
-            row, position = source.nonzero()[token].tolist()
-            place, of_place = (position, token), {name: tensor[row : row + 1] for name, tensor in batch.items()}
-            found = before[token], after[token], int(kept.target[token]), best > 1.0
-    step = _step(pair, tokenizer, of_place, place[0], *found)
-    pair.train(was_training)
+    data = batches(pair, dataset, tokenizer, batch_size, max_length)
+    with evaluating(pair):
+        for batch in tqdm(data, desc="Scoring", leave=False):
+            passed = pair.pilot_pass(**batch)
+            _, round_ = pair.round_of(passed)
+            logits, kept, delta = passed.logits.float(), round_.mistakes, pair.predict(round_)
+            # The same operation at 0, so that what is not corrected is equal to the last bit.
+            before, after = (rectify(logits, delta, s, index=kept.top_index, **mode) for s in (0.0, strength))
+            index = logits.topk(min(LIKELIEST, logits.shape[1])).indices if kept.top_index is None else kept.top_index
+            log_p, log_fused = before.gather(1, index), after.gather(1, index)
+            extent = (logits.amax(1) - logits.amin(1))[:, None]
+            tops = [distribution.max(1) for distribution in (before, after)]
+            right = [top.indices == kept.target for top in tops]
+            parts.append([(log_fused.exp() - log_p.exp()).flatten(), ((log_fused - log_p) / extent).flatten()])
+            parts[-1] += [tops[0].values.exp(), right[0], tops[1].values.exp(), right[1]]
+            target = kept.target[:, None]
+            gain = (after.gather(1, target).exp() - before.gather(1, target).exp()).squeeze(1)
+            merit = gain + 3.0 * (right[1] & ~right[0])  # a step put right comes before all others
+            if merit.max() > best:
+                best, token = float(merit.max()), int(merit.argmax())
+                row, position = passed.supervision.source.nonzero()[token].tolist()
+                place, of_place = (position, token), {name: tensor[row : row + 1] for name, tensor in batch.items()}
+                found = before[token], after[token], int(kept.target[token]), best > 1.0
+        step = _step(pair, tokenizer, of_place, place[0], *found)
     columns = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
     return HeldOut(strength, columns[0], columns[1], (columns[2], columns[3]), (columns[4], columns[5]), step)
 

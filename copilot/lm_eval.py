@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from copilot.calibration import supervision_of
 from copilot.cli import classes_of, load_tokenizer, tokenizer_of_pair
 from copilot.data import DataCollator
 from copilot.loss import IGNORE_INDEX
+from copilot.ops import rectify
 from copilot.pair import PilotCopilotModel
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,9 @@ class CopilotLM(HFLM):
         max_length: int | None = None,
         batch_size: int | str = 1,
         device: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        max_batch_size: int | None = None,
+        trust_remote_code: bool | None = None,
     ):
         """Load a pair, or take one.
 
@@ -60,10 +63,13 @@ class CopilotLM(HFLM):
             batch_size: texts a forward.
             device: None takes the GPU, when there is one, for a loaded pair and leaves another where it is. "cuda" is
                 None where there is no GPU, as for HFLM: lm-eval's command line asks for "cuda:0" unless told otherwise.
+            dtype: of the Pilot of a loaded pair; None takes that of its files.
+            max_batch_size, trust_remote_code: ignored, and there because lm-eval's command line gives them to every
+                model: the one bounds a batch_size of "auto", the other is for models that transformers does not hold.
 
         Raises:
-            ValueError: a batch_size that is no number; a pair that is not loaded, without tokenizer or with a pilot; or
-                as `from_pretrained`.
+            ValueError: a batch_size that is no number; a pair that is not loaded, without tokenizer, with a pilot or
+                with a dtype; or as `from_pretrained`.
             OSError: no such pair or tokenizer.
         """
         if not str(batch_size).isdigit() or int(batch_size) < 1:
@@ -72,12 +78,12 @@ class CopilotLM(HFLM):
             device = None
         if isinstance(pair, str):
             tokenizer = tokenizer_of_pair(pair, pilot) if tokenizer is None else tokenizer
-            pair = classes_of(pair)[0].from_pretrained(pair, pilot=pilot)
+            pair = classes_of(pair)[0].from_pretrained(pair, pilot=pilot, pilot_dtype=dtype or "auto")
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        elif tokenizer is None or pilot is not None:
+        elif tokenizer is None or pilot is not None or dtype is not None:
             raise ValueError(
-                "with a pair that is not loaded here, tokenizer must be given and pilot must be None; "
-                f"got {tokenizer!r} and {pilot!r}"
+                "with a pair that is not loaded here, tokenizer must be given, and pilot and dtype must be None; "
+                f"got {type(tokenizer).__name__}, {pilot!r} and {dtype!r}"
             )
         super().__init__(
             pretrained=pair.to(device) if device else pair,
@@ -126,9 +132,8 @@ class CopilotLM(HFLM):
             chosen = ordered[start : start + size]
             rows = [self._row(*requests[group[0]][1:]) for group in chosen]
             batch = {name: tensor.to(self.device) for name, tensor in self.collate(rows).items()}
-            logits = self.model(**batch, strength=self.strength).logits[supervision_of(self.model, batch)]
             lengths = [len(requests[group[0]][2]) for group in chosen]
-            for group, log_prob in zip(chosen, logits.float().log_softmax(-1).split(lengths), strict=True):
+            for group, log_prob in zip(chosen, self._log_prob(batch).split(lengths), strict=True):
                 for index in group:
                     texts, _, continuation = requests[index]
                     token = torch.tensor(continuation, device=self.device)
@@ -139,6 +144,17 @@ class CopilotLM(HFLM):
                     if texts is not None:  # None: part of a rolling log-likelihood, which is kept as a whole
                         self.cache_hook.add_partial("loglikelihood", texts, answers[index])
         return [answers[index] for index in range(len(requests))]
+
+    def _log_prob(self, batch: dict[str, Tensor]) -> Tensor:
+        """(M, V) float32 log p~ of the M supervised tokens of a batch."""
+        passed = self.model.pilot_pass(**batch)
+        if self.strength == 0:
+            return passed.logits.float().log_softmax(-1)
+        _, round_ = self.model.round_of(passed)
+        delta, index, config = self.model.predict(round_), round_.mistakes.top_index, self.model.config
+        return rectify(
+            passed.logits, delta, self.strength, index=index, rectifier=config.rectifier, fusion=config.fusion
+        )
 
     def _row(self, context: list[int], continuation: list[int]) -> Mapping[str, list[int]]:
         """A row for the collator; a context that does not fit loses its beginning."""

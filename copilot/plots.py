@@ -14,6 +14,7 @@ from copilot.inspection import HeldOut, Reliability, Rounds, Step
 
 try:
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import findfont, get_font
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError("plots need matplotlib, which is missing: pip install 'matplotlib>=3.8'") from error
@@ -88,7 +89,7 @@ def draw_step(step: Step) -> Figure:
     """One decoding step: likeliest tokens before, correction and after, and the Pilot's logit lens."""
     figure = Figure(figsize=(11.5, 4.2), layout="constrained")
     grid = figure.add_gridspec(1, 4, width_ratios=(1, 1, 1, 1.7))
-    names = [repr(token) for token in step.tokens]
+    names = [_quoted(token) for token in step.tokens]
     colours = [RIGHT if index == step.right else PILOT for index in range(len(names))]
     change = step.after - step.before
     most = float(torch.cat([step.before, step.after]).max())
@@ -120,8 +121,14 @@ def draw_step(step: Step) -> Figure:
         gain = f"{change[step.right]:+z.3f}"
         said = f"No wrong token is put right; the right token that gains most is {names[step.right]}, {gain}"
     context = step.context if len(step.context) <= 100 else "…" + step.context[-100:]
-    figure.suptitle(f"{said}\nafter {context!r}", fontsize=11, parse_math=False)
+    figure.suptitle(f"{said}\nafter {_quoted(context)}", fontsize=11, parse_math=False)
     return figure
+
+
+def _quoted(text: str) -> str:
+    """Text in quotes, in ASCII where the font lacks one of its characters."""
+    drawable = get_font(findfont(None)).get_charmap()
+    return repr(text) if all(ord(character) in drawable for character in repr(text)) else ascii(text)
 
 
 def _draw_lens(axes: Any, step: Step, names: list[str], colours: list[str]) -> None:

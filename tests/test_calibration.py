@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import ROWS, VOCAB_SIZE, batch_of_rows, fresh_pair, random_pair, rows_of, tiny_pilot
 
-from copilot.calibration import agreement, calibrate, collect, scores, supervision_of, theorem_quantities
+from copilot.calibration import Held, agreement, calibrate, collect, scores, supervision_of, theorem_quantities
 from copilot.data import prepare_dataset
 
 MODES = [
@@ -17,6 +20,7 @@ MODES = [
     {"fusion": "logit"},
     {"feedback": "predicted"},
 ]
+batch_sizes = pytest.mark.parametrize("batch_size", [16, 2])  # of three rows
 
 
 def dense_distributions(pair, kind: str, strength: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -33,9 +37,10 @@ def dense_distributions(pair, kind: str, strength: float) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
-def test_scores_equal_those_of_the_dense_rectified_distribution(kind, mode, strength):
+@batch_sizes
+def test_scores_equal_those_of_the_dense_rectified_distribution(kind, mode, strength, batch_size):
     pair = random_pair(kind, **mode)
-    held = collect(pair, rows_of(kind))
+    held = collect(pair, rows_of(kind), batch_size=batch_size)
     found = scores(held, strength, pair.config.rectifier, pair.config.fusion)
     _, rectified, truth = dense_distributions(pair, kind, strength)
     brier = (rectified - truth).square().sum(1).mean().item()
@@ -60,9 +65,10 @@ def test_a_row_is_exact_if_greedy_decoding_writes_it(mode, strength):
 
 
 @pytest.mark.parametrize("mode", MODES[:2], ids=str)
-def test_lambda_star_minimises_the_squared_error(mode):
+@batch_sizes
+def test_lambda_star_minimises_the_squared_error(mode, batch_size):
     pair = random_pair(**mode)
-    found = calibrate(pair, rows_of("llama"))
+    found = calibrate(pair, rows_of("llama"), batch_size=batch_size)
     pilot, candidate, truth = dense_distributions(pair, "llama", 1.0)
     mistake, f = truth - pilot, candidate - pilot
     expected = ((mistake * f).sum() / f.square().sum()).item()
@@ -87,6 +93,46 @@ def test_a_copilot_that_predicts_the_mistake_gets_lambda_1_and_a_perfect_score()
     _, value = held[0].mistakes.error()  # l itself
     along, norm = agreement(held[0].mistakes, value, "linear")
     assert (along / norm).item() == pytest.approx(1.0, rel=1e-5)
+    perfect = scores([replace(held[0], delta=value)], 1.0, "linear", "probability")
+    assert perfect.exact.all()
+    assert perfect.per_token() == pytest.approx((0.0, 0.0), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rectifier", "share", "strength"),
+    [("linear", 0.5, 2.0), ("linear", -0.5, 0.0), ("simplex", 0.1, 1.0), ("simplex", -0.1, 0.0)],
+)
+def test_lambda_star_is_clipped_to_what_the_rectifier_allows(rectifier, share, strength, monkeypatch):
+    """Of a Copilot that predicts a share of the mistake, or of the logits that lead from it to the truth."""
+    pair = fresh_pair(rectifier=rectifier, candidates=None)
+    monkeypatch.setattr(pair, "predict", lambda round_: share * round_.mistakes.error()[1])
+    found = calibrate(pair, rows_of("llama"))
+    assert found.strength == pytest.approx(strength, rel=1e-5)
+    assert (found.lambda_zero > 0) == (share > 0)
+    assert found.lambda_zero == pytest.approx(2 / share, rel=1e-5) if rectifier == "linear" else found.lambda_zero != 2
+
+
+@pytest.mark.parametrize("fusion", ["probability", "logit"])
+def test_of_a_whole_vocabulary_one_batch_is_kept_at_a_time(fusion, monkeypatch):
+    """And the one before, until it is replaced."""
+    made: list[weakref.ref[Held]] = []
+    alive = []
+
+    def of(pair, passed, original=Held.of):
+        held = original(pair, passed)
+        made.append(weakref.ref(held))
+        alive.append(sum(reference() is not None for reference in made))
+        return held
+
+    pair = random_pair(candidates=None, fusion=fusion)
+    expected = calibrate(pair, rows_of("llama") * 2, batch_size=6)
+    monkeypatch.setattr(Held, "of", of)
+    found = calibrate(pair, rows_of("llama") * 2, batch_size=1)
+    assert len(alive) == (12 if fusion == "probability" else 6)
+    assert max(alive) == 2
+    assert found.strength == pytest.approx(expected.strength, rel=1e-4)
+    torch.testing.assert_close(found.pair.brier, expected.pair.brier)
+    torch.testing.assert_close(found.pilot.nll, expected.pilot.nll)
 
 
 def test_a_fresh_copilot_gets_strength_0():
@@ -104,11 +150,24 @@ def test_logit_fusion_is_calibrated_on_a_grid():
     assert found.lambda_zero is None
 
 
-def test_calibrating_in_training_leaves_the_pair_in_training():
+MEASUREMENTS = {
+    "calibrate": lambda pair: calibrate(pair, rows_of("llama")),
+    "collect": lambda pair: collect(pair, rows_of("llama")),
+    "theorem": lambda pair: theorem_quantities([pair], rows_of("llama")),
+}
+
+
+@pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_measuring_in_training_leaves_the_pair_in_training(measure, fails, monkeypatch):
     pair = random_pair().train()
-    calibrate(pair, rows_of("llama"))
-    assert pair.training
-    assert pair.copilot.training
+    if fails:
+        monkeypatch.setattr(pair, "predict", lambda round_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measure(pair)
+    else:
+        measure(pair)
+    assert pair.training and pair.pilot.training and pair.copilot.training
 
 
 def test_an_empty_dataset_is_an_error():
@@ -116,9 +175,10 @@ def test_an_empty_dataset_is_an_error():
         calibrate(random_pair(), [])
 
 
-def test_the_theorems_quantities_equal_their_definitions_over_seeds():
+@batch_sizes
+def test_the_theorems_quantities_equal_their_definitions_over_seeds(batch_size):
     pairs = [random_pair(seed=seed) for seed in range(3)]
-    found = theorem_quantities(pairs, rows_of("llama"))
+    found = theorem_quantities(pairs, rows_of("llama"), batch_size=batch_size)
     dense = [dense_distributions(pair, "llama", 1.0) for pair in pairs]
     prob = torch.stack([pilot for pilot, _, _ in dense])
     f = torch.stack([candidate - pilot for pilot, candidate, _ in dense])
@@ -158,6 +218,14 @@ def test_below_lambda_zero_the_squared_error_falls_and_above_it_rises():
 
     assert error(0.5 * zero) < error(0.0)
     assert error(0.99 * zero) < error(0.0) < error(1.01 * zero)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_the_pilots_head_sees_the_supervised_tokens_only(kind):
+    pair, seen = random_pair(kind), []
+    pair.get_output_embeddings().register_forward_hook(lambda _module, _args, output: seen.append(output.shape[:-1]))
+    theorem_quantities([pair], rows_of(kind))
+    assert [shape.numel() for shape in seen] == [sum(len(answer) for _, answer in ROWS)]
 
 
 def test_no_pairs_is_an_error():

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import replace
 
 import pytest
 import torch
-from builders import random_pair, tiny_pilot
+from builders import BOTH_KINDS, EOS, PAD, random_pair, tiny_pilot
 from tokenizers import processors
 
+from copilot.calibration import collect, scores
 from copilot.comparison import compare
-from copilot.evaluation import complete, evaluate, to_rows
+from copilot.evaluation import MAX_NEW_TOKENS, complete, evaluate, to_rows
 from copilot.tasks import TASKS, Example
 
 
-@pytest.fixture
-def pair():
-    return random_pair(pilot=tiny_pilot(vocab_size=128))
+@pytest.fixture(params=BOTH_KINDS)
+def pair(request):
+    return random_pair(request.param, pilot=tiny_pilot(request.param, vocab_size=128))
 
 
 PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7", "w8 w9 w10"]
@@ -30,9 +32,11 @@ def test_completions_come_in_the_order_of_the_prompts_and_equal_single_generatio
     for prompt, text in zip(PROMPTS, together, strict=True):
         ids = torch.tensor([tokenizer(prompt).input_ids])
         alone = pair.generate(ids, attention_mask=torch.ones_like(ids), strength=strength, **options)
-        assert text == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
+        written = alone[0] if pair.config.is_encoder_decoder else alone[0, ids.shape[1] :]
+        assert text == tokenizer.decode(written, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("pair", ["llama"], indirect=True)  # an encoder reads the end of a text
 def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(pair, tokenizer):
     ending = copy.deepcopy(tokenizer)
     ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -41,6 +45,43 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(pair, tokenize
     assert ending("w1").input_ids[-1] == ending.eos_token_id
     options = {"max_new_tokens": 5, "do_sample": False}
     assert complete(pair, ending, PROMPTS, **options) == complete(pair, tokenizer, PROMPTS, **options)
+
+
+@pytest.mark.parametrize(("options", "cut"), [({"suppress_tokens": [PAD, EOS]}, 4), ({"forced_eos_token_id": EOS}, 0)])
+def test_texts_that_did_not_end_are_counted_in_one_warning(pair, tokenizer, caplog, options, cut):
+    pair.config.strength = 0.5
+    with caplog.at_level(logging.WARNING, logger="copilot.evaluation"):
+        complete(pair, tokenizer, PROMPTS, batch_size=3, max_new_tokens=2, do_sample=False, **options)
+    said = f"{cut} of 4 texts at strength 0.5 were cut off after max_new_tokens, 2, before they ended."
+    assert [record.getMessage() for record in caplog.records] == [said] * (cut > 0)
+
+
+def test_a_text_may_have_as_many_tokens_wherever_it_is_written(pair, tokenizer, monkeypatch):
+    """One limit, where none is given."""
+    limits = []
+
+    def generate(**options):
+        limits.append(options["max_new_tokens"])
+        return options["input_ids"]
+
+    monkeypatch.setattr(pair, "generate", generate)
+    examples = [Example(prompt, "w1", "true", "boolq") for prompt in PROMPTS]
+    complete(pair, tokenizer, PROMPTS)
+    evaluate(pair, tokenizer, examples)
+    compare(pair, tokenizer, examples)
+    assert limits == [MAX_NEW_TOKENS] * 4
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_brier_score_and_nll_are_those_of_the_pilot_and_of_the_pair(pair, tokenizer, strength):
+    examples = [Example(prompt, "w11 w12", "", "") for prompt in PROMPTS]
+    metrics = compare(pair, tokenizer, examples, strength=strength, max_new_tokens=1).metrics
+    held = collect(pair, to_rows(examples), tokenizer)
+    alone, together = (scores(held, s, "simplex", "probability") for s in (0.0, strength))
+    for name, field in (("Brier score", "brier"), ("NLL", "nll")):
+        means = [getattr(of, field).mean().item() for of in (alone, together)]
+        assert means[0] != pytest.approx(means[1], rel=1e-3)
+        assert [metrics[name].a.mean, metrics[name].b.mean] == pytest.approx(means, rel=1e-4)
 
 
 def test_exact_match_and_the_tasks_own_judgement_are_per_example(pair, tokenizer):

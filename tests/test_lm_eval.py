@@ -144,6 +144,26 @@ def test_windows_of_a_long_text_continue_the_end_of_the_window_before(tokenizer)
     assert scored(model, "loglikelihood_rolling", ["w1 w2 w3 w4 w5"]) == pytest.approx([expected], abs=1e-4)
 
 
+@both_kinds
+@pytest.mark.parametrize("strength", [0, 1.0])
+def test_the_pilots_head_sees_the_continuations_only(kind, strength, tokenizer):
+    pair, seen = build(kind), []
+    model = CopilotLM(pair, strength=strength, tokenizer=tokenizer, batch_size=8)
+    pair.get_output_embeddings().register_forward_hook(lambda _module, _args, output: seen.append(output.shape[:-1]))
+    scored(model, "loglikelihood", [("w1 w2 w3", " w5 w6"), ("w7", " w8")])
+    assert [shape.numel() for shape in seen] == [len(split(model, ("w1 w2 w3", " w5 w6"))[1]) + 1]
+
+
+def test_a_token_that_is_all_but_impossible_keeps_its_log_likelihood_at_strength_0(tokenizer):
+    pair = build("llama", rectifier="linear", candidates=None)
+    with torch.no_grad():
+        pair.pilot.lm_head.weight.mul_(80)
+    ours, theirs = CopilotLM(pair, strength=0, tokenizer=tokenizer), HFLM(pair.pilot, tokenizer=tokenizer)
+    (expected,) = scored(theirs, "loglikelihood", [("w1", " w5")])
+    assert expected[0] < -110  # 0 as a float32 probability
+    assert_same(scored(ours, "loglikelihood", [("w1", " w5")]), [expected])
+
+
 def test_strength_is_that_of_the_pair_unless_given(tokenizer):
     pair = build("llama")
     pair.config.strength = 0.3
@@ -193,9 +213,11 @@ def test_wrong_arguments_are_refused(tokenizer):
         CopilotLM(pair, tokenizer=tokenizer, batch_size="auto")
     with pytest.raises(ValueError, match="tokenizer must be given"):
         CopilotLM(pair)
-    with pytest.raises(ValueError, match="pilot must be None"):
+    with pytest.raises(
+        ValueError, match=f"pilot and dtype must be None; got {type(tokenizer).__name__}, 'other' and None"
+    ):
         CopilotLM(pair, tokenizer=tokenizer, pilot="other")
-    with pytest.raises(TypeError, match="dtype"):
+    with pytest.raises(ValueError, match=f"dtype must be None; got {type(tokenizer).__name__}, None and 'bfloat16'"):
         CopilotLM(pair, tokenizer=tokenizer, dtype="bfloat16")
 
 
@@ -289,10 +311,17 @@ def test_a_generation_task_is_written_with_the_copilot(folder, tmp_path):
     assert evaluate(folder, tmp_path, "writing", 0)["results"]["writing"]["exact_match,none"] == plain
 
 
-def test_the_command_line_knows_the_model(folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_pilot_is_loaded_in_the_type_asked_for(folder, dtype):
+    pair = CopilotLM(folder, device="cpu", dtype=dtype).model
+    assert (pair.pilot.dtype, pair.copilot.dtype) == (getattr(torch, dtype), torch.float32)
+
+
+def test_the_command_line_knows_the_model_and_its_own_options(folder, tmp_path, monkeypatch, capsys):
     add_choices(tmp_path)
     arguments = ["--model", "copilot", "--model_args", f"pair={folder},strength=0.5", "--tasks", "choices"]
     options = ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "results")]
+    options += ["--max_batch_size", "8", "--trust_remote_code"]
     monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments, *options])
     monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))  # thousands of files
     cli_evaluate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from builders import (
     fresh_pair,
     layer_outputs,
     random_pair,
+    rows_of,
 )
 from matplotlib.figure import Figure
 from rounds import filled
@@ -39,12 +41,6 @@ from copilot.inspection import (
 from copilot.plots import draw_corrections, draw_mistakes, draw_reliability, draw_step, save
 
 MODES = [{}, {"candidates": None}, {"rectifier": "linear"}, {"fusion": "logit"}]
-
-
-def rows_of(kind: str) -> list[dict[str, list[int]]]:
-    if kind == "t5":
-        return [{"input_ids": p.tolist(), "labels": a.tolist()} for p, a in ROWS]
-    return [{"input_ids": [*p.tolist(), *a.tolist()], "labels": [-100] * len(p) + a.tolist()} for p, a in ROWS]
 
 
 # ---- Mistakes and losses ----
@@ -125,10 +121,24 @@ def test_the_calibrated_strength_is_taken_where_none_is_given(tokenizer):
     assert torch.equal(found.corrections, given.corrections)
 
 
-def test_measuring_in_training_leaves_the_pair_in_training(tokenizer):
+@pytest.mark.parametrize("fails", [False, True])
+def test_measuring_in_training_leaves_the_pair_in_training(tokenizer, fails, monkeypatch):
     pair = random_pair().train()
-    measure(pair, rows_of("llama"), tokenizer)
+    if fails:
+        monkeypatch.setattr(pair, "predict", lambda round_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measure(pair, rows_of("llama"), tokenizer)
+    else:
+        measure(pair, rows_of("llama"), tokenizer)
     assert pair.training and pair.pilot.training
+
+
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_the_pilots_head_sees_the_supervised_tokens_only(kind, tokenizer):
+    pair, seen = random_pair(kind), []
+    pair.get_output_embeddings().register_forward_hook(lambda _module, _args, output: seen.append(output.shape[:-1]))
+    measure(pair, rows_of(kind), tokenizer)
+    assert seen[0].numel() == sum(len(answer) for _, answer in ROWS)  # then the lens, of one row
 
 
 def test_a_strength_out_of_range_is_an_error(tokenizer):
@@ -370,6 +380,16 @@ def test_figures_are_written_as_png_files_with_dollars_in_tokens_too(tmp_path):
     paths = save({"step": draw_step(STEP), "corrections": draw_corrections(HELD)}, tmp_path / "new" / "figures")
     assert paths == [tmp_path / "new" / "figures" / name for name in ("step.png", "corrections.png")]
     assert [path.read_bytes()[:4] for path in paths] == [b"\x89PNG"] * 2
+
+
+def test_tokens_that_the_font_cannot_draw_are_escaped(tmp_path):
+    step = replace(STEP, context="w1 日本", tokens=["é日", "ü"])
+    figure = draw_step(step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of missing glyphs
+        save({"step": figure}, tmp_path)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [r"'\xe9\u65e5'", "'ü'"]
+    assert r"after 'w1 \u65e5\u672c'" in figure.get_suptitle()
 
 
 def test_nothing_is_written_when_one_figure_cannot_be_drawn(tmp_path):
