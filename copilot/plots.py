@@ -14,7 +14,7 @@ from copilot.inspection import HeldOut, Reliability, Rounds, Step
 
 try:
     from matplotlib.figure import Figure
-    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.font_manager import FontProperties, findfont, get_font
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError("plots need matplotlib, which is missing: pip install 'matplotlib>=3.8'") from error
@@ -127,7 +127,7 @@ def draw_step(step: Step) -> Figure:
 
 def _quoted(text: str) -> str:
     """Text in quotes, in ASCII where the font lacks one of its characters."""
-    drawable = get_font(findfont(None)).get_charmap()
+    drawable = get_font(findfont(FontProperties())).get_charmap()
     return repr(text) if all(ord(character) in drawable for character in repr(text)) else ascii(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from copilot import MistakeLog, PilotCopilotForCausalLM
 from copilot.cli import main as tcopilot
 from copilot.comparison import Comparison, align, compare
 from copilot.demo import (
+    NEW_TOKENS,
     SETTINGS,
     Timing,
     build,
@@ -58,17 +60,33 @@ def test_timing_training_steps_changes_nothing(pair, tokenizer):
     assert all(parameter.grad is None for parameter in pair.parameters())
 
 
-def test_decoding_is_timed_by_the_token(pair, tokenizer):
-    timing = time_decoding(pair, tokenizer, QUESTIONS[0])
-    assert 0 < timing.pilot < 0.5 and 0 < timing.pair < 0.5
+def test_decoding_is_timed_by_the_token(pair, tokenizer, monkeypatch):
+    def in_turns(*works):
+        for work in works:
+            assert work().shape[1] == len(tokenizer(QUESTIONS[0].prompt).input_ids) + NEW_TOKENS
+        return Timing(1.0 * NEW_TOKENS, 2.0 * NEW_TOKENS)
+
+    monkeypatch.setattr("copilot.demo.in_turns", in_turns)
+    assert time_decoding(pair, tokenizer, QUESTIONS[0]) == Timing(1.0, 2.0)
 
 
 def test_both_are_timed_in_turns_and_the_first_turn_is_dropped(monkeypatch):
     order: list[str] = []
-    clock = iter(range(100))
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    assert in_turns(lambda: order.append("pilot"), lambda: order.append("pair")) == Timing(1, 1)
-    assert order[:4] == ["pilot", "pair", "pilot", "pair"]
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def work(name: str, *seconds: float) -> Callable[[], None]:
+        left = iter(seconds)
+
+        def turn() -> None:
+            order.append(name)
+            now[0] += next(left)
+
+        return turn
+
+    # With the first turns the medians would be 1.5 and 3.
+    assert in_turns(work("pilot", 9, 1, 1, 2), work("pair", 9, 2, 2, 4)) == Timing(1, 2)
+    assert order == ["pilot", "pair"] * 4
 
 
 def test_changes_are_sorted_by_what_was_right_before_and_after():

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from builders import BOTH_KINDS, VOCAB_SIZE, WIDTH, batch_of, dense, fresh_pair, random_pair, randomize, tiny_pilot
+from builders import VOCAB_SIZE, WIDTH, dense, random_pair
 from torch import Tensor
 
 from copilot import CopilotConfig
 from copilot.vocabulary import CorrectionHead, MistakeInput
 
 N, K = 6, 5
-both_kinds = pytest.mark.parametrize("kind", BOTH_KINDS)
 tables = pytest.mark.parametrize("table", ["own", "tied", "factored"])
 
 
@@ -96,20 +95,3 @@ def test_a_tied_map_without_its_pilots_table_says_so(table):
         CorrectionHead(config)(random_states(N, WIDTH), random_tokens(), None)
     with pytest.raises(ValueError, match="pilot_tables must be given"):
         MistakeInput(config)(random_tokens(), random_states(N, K), None)
-
-
-@both_kinds
-@tables
-@pytest.mark.parametrize("candidates", [None, 8])
-def test_a_float32_copilot_trains_and_generates_beside_a_bfloat16_pilot(kind, table, candidates):
-    """`from_pilot` makes such a pair from any Pilot in bfloat16."""
-    pilot = tiny_pilot(kind).to(torch.bfloat16)
-    pair = fresh_pair(kind, pilot=pilot, head=table, error_in=table, candidates=candidates)
-    assert pair.copilot.dtype == torch.float32
-    randomize(pair.copilot)
-    batch = batch_of(kind)
-    output = pair(**batch)
-    output.loss.backward()
-    assert torch.isfinite(output.loss)
-    assert output.logits.dtype == torch.float32
-    assert pair.generate(input_ids=batch["input_ids"], max_new_tokens=3, do_sample=False).dtype == torch.int64
