@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from copilot.ops import rectify, reference
+from copilot.ops import mistake_cross_entropy, rectify, reference
 
 RECTIFIERS = ("simplex", "linear")
 MODES = [("simplex", "probability"), ("linear", "probability"), ("simplex", "logit"), ("linear", "logit")]
@@ -26,6 +26,21 @@ def random_case(n: int, v: int, k: int | None = None, *, seed: int = 0) -> tuple
     index = None if k is None else torch.rand(n, v, generator=g).argsort(-1)[:, :k]
     delta = 2 * torch.randn(n, v if k is None else k, generator=g)
     return logits, delta, index
+
+
+def in_reference(
+    logits: Tensor,
+    delta: Tensor,
+    strength: float,
+    *,
+    index: Tensor | None = None,
+    rectifier: str = "simplex",
+    fusion: str = "probability",
+) -> Tensor:
+    return reference.rectify(logits, delta, strength, index, rectifier, fusion)
+
+
+implementations = pytest.mark.parametrize("implementation", [rectify, in_reference])
 
 
 def scaled_for(rectifier: str, fusion: str, delta: Tensor) -> Tensor:
@@ -70,6 +85,41 @@ def test_linear_stays_accurate_where_a_confident_token_is_taken_away():
     torch.testing.assert_close(rectify(logits, delta, 1.0, rectifier="linear").exp(), expected)
 
 
+@implementations
+def test_linear_shares_out_a_rest_however_unlikely_it_was(implementation):
+    """f takes all of the first token: what remains is 1e-39 of p^."""
+    logits = torch.tensor([[0.0, -90.0, -91.0]], requires_grad=True)
+    log_p = implementation(logits, torch.tensor([[-1.0, 0.0, 0.0]]), 1.0, rectifier="linear")
+    rest = torch.tensor([0.0, -1.0]).log_softmax(-1)
+    torch.testing.assert_close(log_p[0].detach(), torch.tensor([-torch.inf, *rest]), atol=1e-5, rtol=0)
+    log_p[0, 1].backward()
+    expected = torch.tensor([0.0, 1 - rest[0].exp(), -rest[1].exp()])
+    torch.testing.assert_close(logits.grad[0], expected, atol=1e-5, rtol=0)
+
+
+@implementations
+@pytest.mark.parametrize("strength", [1e-30, 1e-17, 1e-8])
+def test_simplex_keeps_the_smallest_strengths(implementation, strength):
+    logits, delta = torch.tensor([[0.0, -80.0, -5.0]]), torch.tensor([[0.0, 160.0, 0.0]])
+    expected = dense_rectified(logits, delta, strength).log()
+    torch.testing.assert_close(implementation(logits, delta, strength).double(), expected, atol=1e-5, rtol=0)
+
+
+@modes
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("k", [3, 4])
+def test_the_kept_tokens_alone_give_the_same_numbers(rectifier, fusion, strength, k):
+    """The third and fourth most likely tokens are forbidden, whatever delta wants."""
+    logits = torch.tensor([[0.0, 0.5, -torch.inf, -torch.inf]])
+    _, mistakes = mistake_cross_entropy(logits, torch.tensor([1]), k)
+    delta = torch.tensor([[0.1, -0.2, 0.5, 0.4]])[:, :k]
+    mode = {"rectifier": rectifier, "fusion": fusion}
+    kept, _, target = reference.rectify_kept(mistakes, delta, strength, **mode)
+    expected = rectify(logits, delta, strength, index=mistakes.top_index, **mode).exp()
+    torch.testing.assert_close(kept, expected.gather(1, mistakes.top_index))
+    torch.testing.assert_close(target, expected[:, 1])
+
+
 @modes
 @pytest.mark.parametrize("strength", [0.0, 0.25, 0.5, 0.75, 1.0])
 @pytest.mark.parametrize("k", [None, 5])
@@ -85,7 +135,7 @@ def test_rectified_rows_are_distributions(rectifier, fusion, strength, k):
     vocabulary=st.integers(1, 300),
     kept=st.none() | st.integers(1, 300),
     mode=st.sampled_from(MODES),
-    strength=st.floats(0, 1, width=32),
+    strength=st.just(0.0) | st.floats(2.0**-99, 1, width=32),
     seed=st.integers(0, 999),
 )
 def test_any_shape_equals_the_float64_truth(leading, vocabulary, kept, mode, strength, seed):
@@ -135,10 +185,21 @@ def test_a_zero_delta_gives_the_reference_torchs_log_softmax_to_the_last_bit(rec
 
 
 @modes
-def test_strength_zero_ignores_the_correction(rectifier, fusion):
-    logits, delta, _ = random_case(50, 200)
-    actual = rectify(logits, delta, 0.0, rectifier=rectifier, fusion=fusion)
-    torch.testing.assert_close(actual, logits.log_softmax(-1), atol=5e-6, rtol=0)
+@implementations
+@pytest.mark.parametrize("k", [None, 4])
+def test_strength_zero_is_the_pilot_whatever_the_correction(rectifier, fusion, implementation, k):
+    logits, delta, index = random_case(50, 200, k)
+    logits[:, ::2] -= 150.0  # probabilities that float32 does not hold
+    delta[:, 1], delta[:, 2] = torch.nan, torch.inf
+    logits.requires_grad_()
+    actual = implementation(logits, delta, 0.0, index=index, rectifier=rectifier, fusion=fusion)
+    truth = logits.detach().double().requires_grad_()
+    expected = truth.log_softmax(-1)
+    torch.testing.assert_close(actual.double(), expected, atol=2e-5, rtol=0)
+    upstream = torch.rand(50, 200, generator=torch.Generator().manual_seed(5))
+    actual.backward(upstream)
+    expected.backward(upstream.double())
+    torch.testing.assert_close(logits.grad.double(), truth.grad, atol=1e-4, rtol=1e-5)
 
 
 def test_strength_one_of_the_simplex_is_the_corrected_softmax():
@@ -221,11 +282,7 @@ def test_gradients_equal_those_of_the_float64_truth(rectifier, fusion, k, streng
         torch.testing.assert_close(mine.grad.double(), truth.grad, atol=2e-6 * max(scale, 1.0), rtol=1e-5)
 
 
-def plainly(logits: Tensor, delta: Tensor, strength: float) -> Tensor:
-    return reference.rectify(logits, delta, strength, None, "simplex", "probability")
-
-
-@pytest.mark.parametrize("implementation", [rectify, plainly])
+@implementations
 def test_where_the_mixture_is_one_of_its_two_parts_the_gradient_is_that_ones(implementation):
     logits = torch.zeros(1, 3, requires_grad=True)
     delta = torch.tensor([[-torch.inf, 0.0, 1.0]], requires_grad=True)
@@ -328,7 +385,9 @@ def test_inputs_are_left_as_they_were(rectifier, fusion):
         ({"rectifier": "cubic"}, "rectifier"),
         ({"fusion": "late"}, "fusion"),
         ({"strength": -0.1}, "strength"),
-        ({"strength": 1.1}, "strength"),
+        ({"strength": 1.1}, "strength must be 0 or in \\[1e-30, 1\\]"),
+        ({"strength": 1e-31}, "strength"),
+        ({"strength": 1e31, "fusion": "logit"}, "strength must be 0 or in \\[1e-30, 1e\\+30\\]"),
         ({"strength": float("nan")}, "strength"),
         ({"strength": float("inf"), "rectifier": "linear"}, "strength"),
         ({"delta": torch.zeros(4, 9)}, "delta"),

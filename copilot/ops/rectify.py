@@ -12,6 +12,7 @@ from copilot.ops import extension, reference
 
 RECTIFIERS = ("simplex", "linear")
 FUSIONS = ("probability", "logit")
+STRENGTHS = (1e-30, 1e30)  # besides 0; in between, p~ stays within float32
 
 
 def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
@@ -21,11 +22,12 @@ def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
 
 
 def check_strength(strength: float, rectifier: str, fusion: str) -> None:
-    """Raise ValueError unless lambda keeps p~ a distribution: [0, 1] for the simplex mixture, else any >= 0."""
+    """Raise ValueError unless lambda is 0 or in [1e-30, 1e30]; in [1e-30, 1] for the simplex mixture."""
     mixture = rectifier == "simplex" and fusion == "probability"
-    if not 0 <= strength < math.inf or (mixture and strength > 1):
-        accepted = "in [0, 1] (rectifier='simplex', fusion='probability')" if mixture else "finite and not negative"
-        raise ValueError(f"strength must be {accepted}; got {strength}")
+    smallest, largest = STRENGTHS[0], 1 if mixture else STRENGTHS[1]
+    if strength != 0 and not smallest <= strength <= largest:
+        choice = f" (rectifier={rectifier!r}, fusion={fusion!r})" if mixture else ""
+        raise ValueError(f"strength must be 0 or in [{smallest}, {largest}]{choice}; got {strength}")
 
 
 def check_correction(pilot_logits: Tensor, delta: Tensor, index: Tensor | None) -> None:
@@ -66,13 +68,15 @@ def rectify(
     Args:
         pilot_logits: (..., V) z, float32, bfloat16 or float16. Entries of -inf stay -inf; a row with NaN becomes NaN.
         delta: (..., V), or (..., k) when `index` is given.
-        strength: lambda; in [0, 1] for the simplex mixture, otherwise >= 0.
+        strength: lambda; 0 is the Pilot, whatever delta is; else in [1e-30, 1] for the simplex mixture, otherwise in
+            [1e-30, 1e30].
         index: (..., k) int64, the tokens that `delta` belongs to, distinct within a row; all others have delta = 0.
         rectifier: "simplex" or "linear".
         fusion: "probability" or "logit".
 
     Returns:
-        (..., V) float32. Differentiable in `pilot_logits` and `delta`.
+        (..., V) float32. Differentiable in `pilot_logits` and `delta`. The gradient's sums over a row are torch's: how
+        they are rounded depends on the number of threads and on the other rows.
 
     Raises:
         ValueError: shapes or dtypes that do not agree, a strength out of range, an unknown rectifier or fusion.
@@ -93,21 +97,21 @@ def rectify(
 def _rows(tensor: Tensor) -> Tensor:
     """(..., n) as (N, n), each row adjacent."""
     flat = tensor if tensor.dim() == 2 else tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
-    return flat if flat.stride(1) == 1 else flat.contiguous()
+    return extension.adjacent(flat)
 
 
 # The gradient, from g, that of log p~. With p = softmax(z) and q = softmax(z + delta):
 #   simplex  g is shared between the two terms of the mixture, a_v = g_v (1 - lambda) p_v / p~_v and b_v = g_v - a_v:
 #            grad z = g - p sum(a) - q sum(b), grad delta = b - q sum(b)
 #   logit    q = softmax(z + lambda delta): grad z = g - q sum(g), grad delta = lambda grad z
-#   linear   r = p + lambda delta, of the entries that are not clamped, and T = sum(r): d_v = g_v / r_v - sum(g) / T
+#   linear   r = p + lambda delta, of the entries that are not clamped: d_v = (g_v - p~_v sum(g)) / r_v
 #            grad z = p (d - sum(p d)), grad delta = lambda d; a row that falls back to p^ has grad z = g - p sum(g)
 # A clamped entry stays at -inf when z and delta change a little: its g counts for nothing.
 
 
 def _simplex_gradients(z: Tensor, delta: Tensor, strength: float, g: Tensor) -> tuple[Tensor, Tensor]:
-    if strength in (0, 1):  # p or q alone
-        return _logit_gradients(z, delta if strength else torch.zeros_like(delta), strength, g)
+    if strength == 1:  # q alone
+        return _logit_gradients(z, delta, 1.0, g)
     log_p = z.log_softmax(-1)
     log_total = (log_p + delta).logsumexp(-1, keepdim=True)
     # log(lambda q / ((1 - lambda) p)), also where p = q = 0
@@ -122,21 +126,17 @@ def _logit_gradients(z: Tensor, delta: Tensor, strength: float, g: Tensor) -> tu
     return grad_z, strength * grad_z
 
 
-def _linear_gradients(z: Tensor, delta: Tensor, strength: float, g: Tensor) -> tuple[Tensor, Tensor]:
+def _linear_gradients(
+    z: Tensor, delta: Tensor, strength: float, g: Tensor, log_rectified: Tensor
+) -> tuple[Tensor, Tensor]:
     p = z.softmax(-1)
-    r = torch.where(z.isneginf(), 0.0, (p + strength * delta).clamp(min=0.0))
-    total = r.sum(-1, keepdim=True)
-    fallback = total == 0
-    active = r > 0
-    unchanged = (delta == 0) | fallback  # log p~ = log p^ - log T: r / p is 1 also where float32 holds p = 0
-    safe_r = torch.where(active, r, 1.0)
-    g = torch.where(active | unchanged, g, 0.0)
-    common = torch.where(active, g.sum(-1, keepdim=True) / torch.where(fallback, 1.0, total), 0.0)
-    pd = g * torch.where(unchanged, 1.0, p / safe_r) - p * common
-    return pd - p * pd.sum(-1, keepdim=True), strength * torch.where(active, g / safe_r - common, 0.0)
-
-
-_GRADIENTS = {"simplex": _simplex_gradients, "linear": _linear_gradients}
+    r = (p + strength * delta).clamp(min=0.0)
+    g = torch.where(log_rectified.isneginf(), 0.0, g)
+    rd = g - log_rectified.exp() * g.sum(-1, keepdim=True)
+    safe_r = torch.where(r == 0, 1.0, r)
+    # p / r is 1 without a correction, also where float32 holds p = 0, and in a row that falls back, where all r are 0.
+    pd = rd * torch.where((delta == 0) | (r == 0), 1.0, p / safe_r)
+    return pd - p * pd.sum(-1, keepdim=True), strength * torch.where(r == 0, 0.0, rd / safe_r)
 
 
 if extension.LOADED:
@@ -156,8 +156,15 @@ if extension.LOADED:
         z, full = pilot_logits.float(), delta.float()
         if index is not None:
             full = torch.zeros_like(z).scatter(1, index, full)
-        gradients = _logit_gradients if ctx.fusion == "logit" else _GRADIENTS[ctx.rectifier]
-        grad_z, grad_delta = gradients(z, full, ctx.strength, grad)
+        if ctx.strength == 0:  # p alone, whatever delta is
+            grad_z, grad_delta = _logit_gradients(z, torch.zeros_like(z), 0.0, grad)
+        elif ctx.fusion == "logit":
+            grad_z, grad_delta = _logit_gradients(z, full, ctx.strength, grad)
+        elif ctx.rectifier == "simplex":
+            grad_z, grad_delta = _simplex_gradients(z, full, ctx.strength, grad)
+        else:
+            log_rectified = torch.ops.copilot.rectify(*ctx.saved_tensors, ctx.strength, ctx.rectifier, ctx.fusion)
+            grad_z, grad_delta = _linear_gradients(z, full, ctx.strength, grad, log_rectified)
         if index is not None:
             grad_delta = grad_delta.gather(1, index)
         return grad_z.to(pilot_logits.dtype), grad_delta.to(delta.dtype), None, None, None, None

@@ -42,7 +42,7 @@ def rectify_sample(
     Args:
         pilot_logits: (N, V) z, float32, bfloat16 or float16. Tokens of logit -inf are never drawn.
         delta: (N, V), or (N, k) when `index` is given.
-        strength: lambda; in [0, 1] for the simplex mixture, otherwise >= 0.
+        strength: lambda, as `rectify` takes it.
         index: (N, k) int64, the tokens that `delta` belongs to, distinct within a row; all others have delta = 0.
         rectifier: "simplex" or "linear".
         fusion: "probability" or "logit".
@@ -82,7 +82,7 @@ def rectify_sample(
     numbers = (rectifier, fusion, float(temperature), top_k, top_p, seed, offset)
     if not extension.applies(pilot_logits) or not extension.applies(delta):
         return reference_sampling.rectify_sample(pilot_logits, delta, strength, index, *numbers)
-    pilot_logits, delta = (rows if rows.stride(1) == 1 else rows.contiguous() for rows in (pilot_logits, delta))
+    pilot_logits, delta = (extension.adjacent(rows) for rows in (pilot_logits, delta))
     if index is not None:
         delta, index = delta.float().contiguous(), index.contiguous()
     return torch.ops.copilot.rectify_sample(pilot_logits, delta, index, float(strength), *numbers)

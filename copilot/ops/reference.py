@@ -41,19 +41,19 @@ def mistake_cross_entropy(
     return loss, mistakes_of(kept.detach(), labels[rows], k)
 
 
-def log_mean(difference: Tensor, weight: float) -> Tensor:
+def log_mean(difference: Tensor, weight: float, one_minus_weight: float) -> Tensor:
     """log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0."""
     near = torch.log1p(weight * torch.expm1(difference.clamp(min=-1.0)))
-    return torch.where(difference > -1.0, near, torch.log(1.0 - weight + weight * difference.exp()))
+    return torch.where(difference > -1.0, near, torch.log(one_minus_weight + weight * difference.exp()))
 
 
 def mix_log(log_p: Tensor, log_q: Tensor, strength: float) -> Tensor:
     """log((1 - lambda) p + lambda q), factoring out the larger of the two; exactly log p where p equals q."""
-    if strength in (0.0, 1.0):
-        return log_q if strength else log_p
+    if strength == 1.0:
+        return log_q
     difference = torch.where(torch.isneginf(log_p), 0.0, log_q - log_p)
-    p_is_larger = log_p + log_mean(difference.clamp(max=0.0), strength)
-    q_is_larger = log_q + log_mean(-difference.clamp(min=0.0), 1.0 - strength)
+    p_is_larger = log_p + log_mean(difference.clamp(max=0.0), strength, 1.0 - strength)
+    q_is_larger = log_q + log_mean(-difference.clamp(min=0.0), 1.0 - strength, strength)
     return torch.where(difference > 0, q_is_larger, p_is_larger)
 
 
@@ -64,20 +64,21 @@ def rectify(
     delta = delta.float()
     if index is not None:
         delta = torch.zeros_like(logits).scatter(-1, index, delta)
+    log_p = F.log_softmax(logits, dim=-1)
+    if strength == 0:
+        return log_p
     if fusion == "logit":
         return F.log_softmax(logits + strength * delta, dim=-1)
-    log_p = F.log_softmax(logits, dim=-1)
     if rectifier == "simplex":
         return mix_log(log_p, F.log_softmax(logits + delta, dim=-1), strength)
-    masked = torch.isneginf(log_p)
-    rectified = torch.where(masked, 0.0, (log_p.exp() + strength * delta).clamp(min=0.0))
-    total = rectified.sum(-1, keepdim=True)
-    # An entry without correction keeps the Pilot's log-probability to the last bit, and so does a row without any.
-    untouched = (delta == 0).all(-1, keepdim=True)
-    log_total = torch.where(untouched | (total == 0), 1.0, total).log()
-    gone = (rectified == 0) & (delta != 0)
-    log_rectified = torch.where(delta == 0, log_p, torch.where(gone, 1.0, rectified).log())
-    return torch.where(total == 0, log_p, torch.where(gone, -torch.inf, log_rectified) - log_total)
+    untouched = delta == 0  # their log-probability stays, to the last bit and however small
+    rectified = (log_p.exp() + strength * delta).clamp(min=0.0)
+    gone = torch.isneginf(log_p) | (~untouched & (rectified == 0))
+    log_rectified = torch.where(untouched, log_p, torch.where(untouched | gone, 1.0, rectified).log())
+    # A row of which nothing is left is the Pilot's, as is one without a correction.
+    pilots = gone.all(-1, keepdim=True) | untouched.all(-1, keepdim=True)
+    log_rectified = torch.where(pilots, log_p, torch.where(gone, -torch.inf, log_rectified))
+    return log_rectified - torch.where(pilots, 0.0, log_rectified.logsumexp(-1, keepdim=True))
 
 
 def predicted_mistake(top_prob: Tensor, rest_mass: Tensor, delta: Tensor, rectifier: str) -> tuple[Tensor, Tensor]:
@@ -142,18 +143,19 @@ def rectify_kept(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """p~ without the vocabulary: of the kept tokens (M, k), the factor on p^ of all others (M,), of the target (M,).
 
-    The same numbers as `rectify`, up to rounding.
+    The same numbers as `rectify`, up to rounding; that p^ is 0 in float32 counts as a logit of -inf.
     """
+    prob = mistakes.top_prob.float()
     if fusion == "logit":
         f, factor = predicted_mistake(mistakes.top_prob, mistakes.rest_mass, strength * delta, "simplex")
-        kept = mistakes.top_prob.float() + f
+        kept = prob + f
     else:
         f, factor = predicted_mistake(mistakes.top_prob, mistakes.rest_mass, delta, rectifier)
-        kept = (mistakes.top_prob.float() + strength * f).clamp(min=0.0)
+        kept = torch.where(prob > 0, prob + strength * f, 0.0).clamp(min=0.0)
         factor = 1.0 + strength * (factor - 1.0)
     total = kept.sum(1) + factor * mistakes.rest_mass
     empty = total <= 0
-    kept = torch.where(empty[:, None], mistakes.top_prob.float(), kept / total[:, None])
+    kept = torch.where(empty[:, None], prob, kept / total[:, None])
     factor = torch.where(empty, 1.0, factor / total)
     return kept, factor, at_target(mistakes, kept, factor * mistakes.target_prob)
 

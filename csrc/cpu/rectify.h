@@ -208,10 +208,13 @@ inline float total_moved(const Rectify& job, int64_t row, const RowPartials& par
 
 inline void solve_linear(const Rectify& job, int64_t index, const RowPartials& partials, Solution& row) {
   const float log_rest = row.corrected.max - row.pilot.max + (row.corrected.log_sum - row.pilot.log_sum);
-  const float rest = row.corrected.max == -kInfinity ? 0.0f : exp(log_rest);
-  const float total = rest + total_moved(job, index, partials, row.pilot);
-  row.all_zero = total == 0.0f;
-  row.log_total = row.all_zero ? 0.0f : log(total);
+  const bool no_rest = row.corrected.max == -kInfinity;
+  const float moved = total_moved(job, index, partials, row.pilot);
+  row.all_zero = no_rest && moved == 0.0f;
+  // A rest alone stays a logarithm, however small it is.
+  row.log_total = row.all_zero    ? 0.0f
+                  : moved == 0.0f ? log_rest
+                                  : log((no_rest ? 0.0f : exp(log_rest)) + moved);
   row.max = row.pilot.max;
   row.shift = row.pilot.log_sum + row.log_total;
 }

@@ -698,9 +698,10 @@ class RowSlice {
 
   __device__ __forceinline__ void solve_linear(Solution& row, float mass) const {
     const float log_rest = row.corrected.max - row.pilot.max + (row.corrected.log_sum - row.pilot.log_sum);
-    const float total = (row.corrected.max == -kInfinity ? 0.0f : expf(log_rest)) + mass;
-    row.all_zero = total == 0.0f;
-    row.log_total = row.all_zero ? 0.0f : logf(total);
+    const bool no_rest = row.corrected.max == -kInfinity;
+    row.all_zero = no_rest && mass == 0.0f;
+    // A rest alone stays a logarithm, however small it is.
+    row.log_total = row.all_zero ? 0.0f : mass == 0.0f ? log_rest : logf((no_rest ? 0.0f : expf(log_rest)) + mass);
     row.max = row.pilot.max;
     row.shift = row.pilot.log_sum + row.log_total;
   }

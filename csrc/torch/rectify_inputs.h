@@ -35,14 +35,16 @@ inline RectifyInputs rectify_inputs(const Tensor& pilot_logits, const Tensor& de
   return inputs;
 }
 
-// softmax(z) or softmax(z + delta)
+// softmax(z) at strength 0, whatever delta is; softmax(z + delta) for the simplex at strength 1.
 inline RectifyInputs without_mixture(RectifyInputs inputs) {
-  if (inputs.rectifier != Rectifier::kSimplex || (inputs.strength != 0.0 && inputs.strength != 1.0)) return inputs;
-  inputs.rectifier = Rectifier::kLogit;
-  if (inputs.strength == 1.0) return inputs;
-  inputs.delta = {};
-  inputs.index = nullptr;
-  inputs.n_candidates = 0;
+  if (inputs.strength == 0.0) {
+    inputs.delta = {};
+    inputs.index = nullptr;
+    inputs.n_candidates = 0;
+    inputs.rectifier = Rectifier::kLogit;
+  } else if (inputs.strength == 1.0 && inputs.rectifier == Rectifier::kSimplex) {
+    inputs.rectifier = Rectifier::kLogit;
+  }
   return inputs;
 }
 
