@@ -43,10 +43,14 @@ inline Floats load(const float* from) {
   return value;
 }
 
+inline Halves load_words(const void* from) {
+  Halves words;
+  std::memcpy(&words, from, sizeof(words));
+  return words;
+}
+
 // One instruction, where GCC makes four of the compiler's own conversion.
-inline Words load_halves(const void* from) {
-  Halves word;
-  std::memcpy(&word, from, sizeof(word));
+inline Words widened(Halves word) {
 #if defined(__x86_64__) && COPILOT_LANES == 16
   return bits<Words>(_mm512_maskz_cvtepu16_epi32(-1, bits<__m256i>(word)));
 #elif defined(__x86_64__) && COPILOT_LANES == 8
@@ -56,14 +60,20 @@ inline Words load_halves(const void* from) {
 #endif
 }
 
-inline Floats load(const BFloat16* from) { return bits<Floats>(load_halves(from) << 16); }
+inline Floats load(const BFloat16* from) { return bits<Floats>(widened(load_words(from)) << 16); }
 
+// Subnormals are numbers, also where the processor is told to take those of float32 for zeros.
 inline Floats load(const Float16* from) {
-  Words wide = load_halves(from);
-  // The exponent is rebiased by a product, which is exact and gets subnormals right; infinity and NaN need their own.
-  Floats magnitude = bits<Floats>((wide & 0x7fffu) << 13) * 0x1p112f;
-  Words special = bits<Words>(Ints((wide & 0x7c00u) == 0x7c00u)) & 0x7f800000u;
-  return bits<Floats>(bits<Words>(magnitude) | special | (wide & 0x8000u) << 16);
+#if defined(__x86_64__) && COPILOT_LANES == 16
+  return bits<Floats>(_mm512_cvtph_ps(bits<__m256i>(load_words(from))));
+#elif defined(__x86_64__) && COPILOT_LANES == 8
+  return bits<Floats>(_mm256_cvtph_ps(bits<__m128i>(load_words(from))));
+#else
+  const Words wide = widened(load_words(from)), magnitude = wide & 0x7fffu;
+  const Words subnormal = bits<Words>(__builtin_convertvector(bits<Ints>(magnitude), Floats) * 0x1p-24f);
+  const Words normal = (magnitude << 13) + (magnitude >= 0x7c00u ? Words{} + 0x70000000u : Words{} + 0x38000000u);
+  return bits<Floats>((magnitude < 0x400u ? subnormal : normal) | (wide & 0x8000u) << 16);
+#endif
 }
 
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof(value)); }
