@@ -415,6 +415,15 @@ def test_a_label_that_is_no_token_is_refused(label, ignore_index):
         mistake_cross_entropy(torch.zeros(2, 10), torch.tensor([3, label]), 2, ignore_index=ignore_index)
 
 
+@pytest.mark.refuses
+def test_the_ignored_label_is_named_only_where_there_is_one():
+    if {"COPILOT_EMULATION", "COPILOT_TEST_GPU"} & os.environ.keys():
+        pytest.skip("the kernels for GPUs do not tell the two apart")
+    for ignore_index, accepted in ((-100, r"\[0, 10\) or be ignore_index"), (None, r"\[0, 10\)")):
+        with pytest.raises(RuntimeError, match=f"labels must lie in {accepted}; got 10"):
+            mistake_cross_entropy(torch.zeros(2, 10), torch.tensor([3, 10]), 2, ignore_index=ignore_index)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -10,7 +10,7 @@ from builders import dense, dense_loss, onehot
 from torch import Tensor
 from torch.nn import functional as F
 
-from copilot.ops import candidate_loss, mistake_cross_entropy
+from copilot.ops import Mistakes, candidate_loss, mistake_cross_entropy, reference
 
 N, V = 24, 40
 OBJECTIVES = [("simplex", "rmse"), ("linear", "rmse"), ("simplex", "ce"), ("simplex", "kl")]
@@ -32,6 +32,10 @@ def random_rows(*, targets: str = "random", spread: float = 2.0, seed: int = 0) 
 
 def random_delta(k: int | None, *, scale: float = 1.0, seed: int = 9) -> Tensor:
     return scale * torch.randn(N, V if k is None else k, generator=torch.Generator().manual_seed(seed))
+
+
+def in_reference(logits: Tensor, labels: Tensor, k: int | None, *, ignore_index: int | None) -> tuple[Tensor, Mistakes]:
+    return reference.mistake_cross_entropy(logits, labels, k, ignore_index)
 
 
 # ---- mistake_cross_entropy ----
@@ -102,6 +106,16 @@ def test_another_ignore_index_is_honoured():
     assert len(mistakes) == int((target != 7).sum())
 
 
+@pytest.mark.parametrize("ignore_index", [-100, None])
+@pytest.mark.parametrize("implementation", [mistake_cross_entropy, in_reference])
+def test_mistakes_outlive_a_change_of_the_labels(implementation, ignore_index):
+    logits, target = random_rows()
+    labels = target.clone()
+    _, mistakes = implementation(logits, labels, 5, ignore_index=ignore_index)
+    labels.zero_()
+    assert torch.equal(mistakes.target, target)
+
+
 def test_mistakes_carry_no_gradient():
     logits, target = random_rows()
     _, mistakes = mistake_cross_entropy(logits.requires_grad_(), target, 5)
@@ -170,6 +184,7 @@ def test_a_row_with_nan_has_a_nan_loss_and_leaves_the_others_alone():
     [
         ({"logits": torch.zeros(2, 3, 4)}, "logits"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, "logits .* labels"),
+        ({"labels": torch.zeros(4, dtype=torch.int32)}, "labels must be int64; got torch.int32"),
         ({"k": 0}, "k must"),
         ({"k": 11}, "k must"),
     ],

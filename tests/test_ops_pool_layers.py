@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from copilot.ops import pool_layers
+from copilot.ops import pool_layers, reference
 
 
 def layers(count: int = 3, *shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -16,6 +16,10 @@ def layers(count: int = 3, *shape: int, dtype: torch.dtype = torch.float32) -> l
 def truth(hidden: list[torch.Tensor], pooling: str) -> torch.Tensor:
     stacked = torch.stack([state.double() for state in hidden])
     return {"mean": stacked.mean(0), "sum": stacked.sum(0), "max": stacked.amax(0)}[pooling]
+
+
+def in_reference(hidden: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    return reference.pool_layers(hidden, rows, "mean")
 
 
 poolings = pytest.mark.parametrize("pooling", ["mean", "sum", "max"])
@@ -95,10 +99,11 @@ def test_rows_that_are_no_vector_of_int64_are_refused(rows):
 
 
 @pytest.mark.refuses
-@pytest.mark.parametrize("row", [2, 2**40])
-def test_a_row_that_is_not_there_is_refused(row):
+@pytest.mark.parametrize("row", [2, 2**40, -1])
+@pytest.mark.parametrize("implementation", [pool_layers, in_reference])
+def test_a_row_that_is_not_there_is_refused(implementation, row):
     with pytest.raises((IndexError, RuntimeError)):
-        pool_layers([torch.zeros(2, 3)], torch.tensor([row]))
+        implementation([torch.zeros(2, 3)], torch.tensor([row]))
 
 
 @poolings

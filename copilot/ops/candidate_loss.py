@@ -44,7 +44,7 @@ def candidate_loss(mistakes: Mistakes, delta: Tensor, *, rectifier: str = "simpl
         (M,) float32, differentiable in `delta`.
 
     Raises:
-        ValueError: a shape that does not agree, an unknown or undefined choice.
+        ValueError: a delta of another shape than the kept tokens, an unknown or undefined choice.
     """
     check_loss(loss, rectifier)
     if delta.shape != mistakes.top_prob.shape:

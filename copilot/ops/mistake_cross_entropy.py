@@ -32,11 +32,13 @@ def mistake_cross_entropy(
         in order. A row with NaN has a NaN loss and NaN probabilities.
 
     Raises:
-        ValueError: shapes that do not agree or a k out of range.
+        ValueError: shapes that do not agree, labels that are not int64 or a k out of range.
         IndexError, RuntimeError: a label that is neither a token nor `ignore_index`.
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits must be (N, V) and labels (N,); got {tuple(logits.shape)} and {tuple(labels.shape)}")
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64; got {labels.dtype}")
     if k is not None and not 1 <= k <= logits.shape[1]:
         raise ValueError(f"k must be None or between 1 and the vocabulary size {logits.shape[1]}; got {k}")
     if not extension.applies(logits):
@@ -48,7 +50,7 @@ def mistake_cross_entropy(
     loss, _, *fields = torch.ops.copilot.mistake_cross_entropy(
         logits, labels.contiguous(), k, ignore_index, overwrite_logits
     )
-    fields = [labels, *fields]
+    fields = [labels.clone(), *fields]  # the caller may reuse the labels' memory
     if ignore_index is not None:
         rows = (labels != ignore_index).nonzero().squeeze(1)
         if compiling or len(rows) != len(labels):

@@ -34,7 +34,7 @@ def mistake_cross_entropy(
     log_prob = F.log_softmax(logits.float(), dim=-1)
     if ignore_index is None:
         loss = -log_prob.gather(1, labels[:, None]).squeeze(1)
-        return loss, mistakes_of(log_prob.detach(), labels, k)
+        return loss, mistakes_of(log_prob.detach(), labels.clone(), k)
     loss = F.nll_loss(log_prob, labels, ignore_index=ignore_index, reduction="none")
     rows = (labels != ignore_index).nonzero().squeeze(1)
     kept = log_prob if len(rows) == len(labels) else log_prob[rows]
@@ -164,7 +164,7 @@ def pool_layers(hidden_states: Sequence[Tensor], rows: Tensor | None, pooling: s
     """Running mean, sum or maximum, so that the layers are never stacked."""
     pooled: Tensor | None = None
     for hidden in hidden_states:
-        taken = (hidden if rows is None else hidden.flatten(0, -2)[rows]).float()
+        taken = (hidden if rows is None else hidden.flatten(0, -2).index_select(0, rows)).float()
         if pooled is None:
             pooled = taken.clone()
         elif pooling == "max":

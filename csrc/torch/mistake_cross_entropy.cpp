@@ -8,7 +8,8 @@ namespace {
 void check_labels(const int64_t* label, int64_t count, int64_t vocabulary, std::optional<int64_t> ignore_index) {
   for (int64_t n = 0; n < count; ++n) {
     STD_TORCH_CHECK((label[n] >= 0 && label[n] < vocabulary) || (ignore_index && label[n] == *ignore_index),
-                    "labels must lie in [0, ", vocabulary, ") or be ignore_index; got ", label[n]);
+                    "labels must lie in [0, ", vocabulary, ignore_index ? ") or be ignore_index; got " : "); got ",
+                    label[n]);
   }
 }
 
