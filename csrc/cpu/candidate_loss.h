@@ -14,7 +14,7 @@
 
 namespace copilot::COPILOT_TARGET {
 
-// The sums over a row of what `add(p, delta, sums)` adds for sixteen tokens. Lanes beyond the row hold p = delta = 0.
+// The sums over a row of what `add(p, delta, sums)` adds for kLanes tokens. Lanes beyond the row hold p = delta = 0.
 // Sums of chunks are added up, so that a long row loses no digits.
 template <int kSums, class P, class D, class Add>
 inline std::array<float, kSums> sums_of_row(const P* prob, const D* delta, int64_t k, Add&& add) {

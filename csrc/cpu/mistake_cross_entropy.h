@@ -1,8 +1,9 @@
 // The Pilot's cross-entropy, its gradient and the compact mistakes it leaves.
 //
-// p^ = exp(z - m) / s with m the largest logit and s = sum exp(z - m). One sweep over a row finds the kept tokens, and
-// m is the first of them; the next, from cache, sums what is left: the only exponentials of the whole row. Sums run
-// over short runs in float; what is lost when runs are added up is made good (Kahan), and lanes are added in double.
+// p^ = exp(z - m) / s with m the largest logit and s = sum exp(z - m). First the kept tokens are found, in two sweeps
+// over the row or one (see Largest), and m is the first of them; the next sweep, from cache as all but the first, sums
+// what is left: the only exponentials of the whole row. Sums run over short runs in float; what is lost when runs are
+// added up is made good (Kahan), and lanes are added in double.
 
 namespace copilot::COPILOT_TARGET {
 

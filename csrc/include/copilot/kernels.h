@@ -1,5 +1,5 @@
-// What the kernels compute, without torch: the CPU's functions here take ranges of rows, so that the caller chooses the
-// threads. copilot/ops/reference.py is the specification.
+// What the kernels compute, without torch: the CPU's functions here take ranges of rows, a row, or ranges of a row's
+// chunks, so that the caller chooses the threads. copilot/ops/reference.py is the specification.
 
 #pragma once
 
