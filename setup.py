@@ -2,7 +2,7 @@
 
 COPILOT_CUDA: "auto" builds the CUDA kernels when torch is a build for CUDA and its nvcc is there, "1" insists, "0" does
 not. TORCH_CUDA_ARCH_LIST chooses the GPUs. COPILOT_SANITIZE=1 builds with AddressSanitizer and UBSan, for tests only:
-see `make sanitize`.
+see `make sanitize`. On Windows nothing is built.
 """
 
 import os
@@ -60,12 +60,22 @@ def builds_cuda() -> bool:
 
 def architectures() -> str:
     """The GPUs to build for: what the user wants, else all that this nvcc knows, the last as PTX for later ones too."""
-    known = nvcc("--list-gpu-arch").split()
-    ours = [name for name in ARCHITECTURES if f"compute_{name.replace('.', '')}" in known]
-    return os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{';'.join(ours)}+PTX")
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if wanted == "native":  # the GPUs of this machine, by number, so that the binary tells which
+        there = {torch.cuda.get_device_capability(gpu) for gpu in range(torch.cuda.device_count())}
+        wanted = ";".join(f"{major}.{minor}" for major, minor in sorted(there))
+    if not wanted:
+        known = nvcc("--list-gpu-arch").split()
+        ours = [name for name in ARCHITECTURES if f"compute_{name.replace('.', '')}" in known]
+        wanted = f"{';'.join(ours)}+PTX"
+    os.environ["TORCH_CUDA_ARCH_LIST"] = wanted
+    return wanted
 
 
-CUDA = builds_cuda()
+BUILDS = sys.platform != "win32"  # the kernels' vectors need GCC or Clang, torch for Windows MSVC
+if not BUILDS:
+    print("copilot: without compiled kernels, which need GCC or Clang: the plain torch reference runs")
+CUDA = BUILDS and builds_cuda()
 macros = {
     "COPILOT_VERSION": f'"{VERSION}"',
     "COPILOT_TORCH_VERSION": f'"{torch.__version__}"',
@@ -98,6 +108,9 @@ setup(
             extra_compile_args={"cxx": flags, "nvcc": ["-O3"]} if CUDA else flags,
             extra_link_args=link_flags,
         )
-    ],
+    ]
+    if BUILDS
+    else [],
     cmdclass={"build_ext": BuildExtension},
+    options={"build_ext": {"force": True}},  # without ninja, too: a binary may be of other flags or another torch
 )

@@ -3,16 +3,21 @@
 import importlib.metadata
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import setuptools
 import torch
 from instruction_sets import kernels_of
+from torch.utils import cpp_extension
 
 import copilot
 from copilot import build_info
@@ -58,6 +63,63 @@ def test_cuda_kernels_that_cannot_be_built_are_an_error_where_they_are_wanted(ch
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert re.search(message, ended.stderr)
+
+
+@pytest.fixture
+def run_setup(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[dict[str, Any], dict[str, Any]]]:
+    """Runs setup.py, for the CPU; gives what it defines, and what it hands to setuptools instead of building it."""
+
+    def run() -> tuple[dict[str, Any], dict[str, Any]]:
+        handed: dict[str, Any] = {}
+        monkeypatch.setattr(setuptools, "setup", lambda **arguments: handed.update(arguments))
+        monkeypatch.setenv("COPILOT_CUDA", "0")
+        monkeypatch.chdir(ROOT)
+        return runpy.run_path("setup.py"), handed
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [(None, "8.0;9.0+PTX"), ("", "8.0;9.0+PTX"), ("8.6", "8.6"), ("Hopper", "Hopper"), ("native", "8.9;12.0")],
+)
+def test_the_gpus_to_build_for_are_known_when_they_are_recorded(
+    run_setup: Any, monkeypatch: pytest.MonkeyPatch, listed: str | None, expected: str
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed or "")
+    if listed is None:
+        monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", [(12, 0), (8, 9), (12, 0)].__getitem__)
+    architectures = run_setup()[0]["architectures"]
+    monkeypatch.setitem(architectures.__globals__, "nvcc", lambda _: "compute_75\ncompute_80\ncompute_90\n")
+    assert architectures() == os.environ["TORCH_CUDA_ARCH_LIST"] == expected
+
+
+def test_a_binary_is_built_anew_also_without_ninja(run_setup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpp_extension, "is_ninja_available", lambda: False)
+    command = setuptools.Distribution(run_setup()[1]).get_command_obj("build_ext")
+    command.ensure_finalized()
+    assert command.force
+
+
+def test_on_windows_the_package_is_built_without_kernels(
+    run_setup: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(run_setup()[1]["ext_modules"]) == 1
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert run_setup()[1]["ext_modules"] == []
+    assert "need GCC or Clang" in capsys.readouterr().out
+
+
+@needs_extension
+def test_the_reference_passes_the_tests_of_the_operations() -> None:
+    """Of all but the frequencies of a million draws."""
+    tests = sorted(ROOT.glob("tests/test_ops_*.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "not million"]
+    environment = os.environ | {"COPILOT_KERNELS": "reference"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_the_kernels_in_use_are_named() -> None:
@@ -115,7 +177,7 @@ def test_a_failed_import_says_once_what_was_built_what_was_found_and_the_fix(mon
     assert problem in message
     assert f"Built with: version {BUILD['version']}, torch {BUILD['torch']}, python {BUILD['python']}" in message
     assert f"Found: torch {torch.__version__}, Python {sys.version.split()[0]}" in message
-    assert "Fix: pip install " in message
+    assert re.search(r"Fix: pip install .*\bpybind11 ninja && pip install ", message)
     assert "COPILOT_KERNELS=reference" in message
 
 
@@ -150,6 +212,7 @@ def test_the_reference_is_chosen_without_a_warning(monkeypatch: pytest.MonkeyPat
     ("architectures", "runs_on", "does_not_run_on"),
     [
         ("none", [], [(8, 0), (9, 0)]),
+        ("", [], [(8, 0), (9, 0)]),
         ("9.0", [(9, 0)], [(8, 0), (8, 9), (10, 0)]),
         ("9.0a", [(9, 0)], [(10, 0)]),
         ("9.0a+PTX", [(9, 0)], [(10, 0)]),

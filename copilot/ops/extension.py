@@ -25,7 +25,10 @@ OPERATORS = (
     "rectify_sample",
 )
 VARIABLES = {"COPILOT_KERNELS": ("compiled", "reference"), "COPILOT_CPU": ("avx512", "avx2", "portable")}
-FIX = "pip install --force-reinstall --no-deps --no-build-isolation . in a checkout"
+FIX = (
+    "pip install setuptools wheel pybind11 ninja && pip install --force-reinstall --no-deps --no-build-isolation . "
+    "in a checkout"
+)
 _PACKAGE = Path(__file__).parents[1]
 _BUILT_WITH = b"copilot._C, built with\n"  # of csrc/torch/module.cpp
 
@@ -114,7 +117,7 @@ def has_code_for(architectures: str, major: int, minor: int) -> bool:
     Code for 8.0 runs on 8.x, for 10.0f likewise; "8.0+PTX" on all later ones, too; code for 9.0a on 9.0 alone. A name
     such as Hopper is not looked up: it may.
     """
-    if architectures == "none":
+    if architectures in ("", "none"):
         return False
     for name in architectures.replace(" ", ";").split(";"):
         number = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
