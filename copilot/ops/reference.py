@@ -64,11 +64,11 @@ def rectify(
     delta = delta.float()
     if index is not None:
         delta = torch.zeros_like(logits).scatter(-1, index, delta)
-    log_p = F.log_softmax(logits, dim=-1)
     if strength == 0:
-        return log_p
+        return F.log_softmax(logits, dim=-1)
     if fusion == "logit":
         return F.log_softmax(logits + strength * delta, dim=-1)
+    log_p = F.log_softmax(logits, dim=-1)
     if rectifier == "simplex":
         return mix_log(log_p, F.log_softmax(logits + delta, dim=-1), strength)
     untouched = delta == 0  # their log-probability stays, to the last bit and however small

@@ -212,9 +212,7 @@ inline void solve_linear(const Rectify& job, int64_t index, const RowPartials& p
   const float moved = total_moved(job, index, partials, row.pilot);
   row.all_zero = no_rest && moved == 0.0f;
   // A rest alone stays a logarithm, however small it is.
-  row.log_total = row.all_zero    ? 0.0f
-                  : moved == 0.0f ? log_rest
-                                  : log((no_rest ? 0.0f : exp(log_rest)) + moved);
+  row.log_total = row.all_zero ? 0.0f : moved == 0.0f ? log_rest : log((no_rest ? 0.0f : exp(log_rest)) + moved);
   row.max = row.pilot.max;
   row.shift = row.pilot.log_sum + row.log_total;
 }
