@@ -77,6 +77,13 @@ def test_a_value_that_is_not_finite_is_pooled_like_any_other(pooling, value):
 
 
 @poolings
+def test_negative_zeros_keep_their_sign(pooling):
+    layers = [torch.full((2, 17), -0.0)] * 3
+    assert reference.pool_layers(layers, None, pooling).signbit().all()
+    assert pool_layers(layers, pooling=pooling).signbit().all()
+
+
+@poolings
 @pytest.mark.parametrize("rows", [None, [3, 1, 3, 3]])
 def test_the_gradient_is_the_references(pooling, rows):
     chosen = None if rows is None else torch.tensor(rows)

@@ -52,7 +52,8 @@ inline void pool_layers(const PoolLayers& job, int64_t begin, int64_t end) {
   alignas(64) float block[kPoolBlock];
   const int64_t room = std::min(kPoolBlock, (job.width + kLanes - 1) / kLanes * kLanes);  // of a row in the block
   const int64_t rows_at_once = kPoolBlock / std::max(room, kLanes);
-  const float nothing = job.pooling == Pooling::kMax ? -std::numeric_limits<float>::infinity() : 0.0f;
+  // What changes no layer: 0 would change -0.
+  const float nothing = job.pooling == Pooling::kMax ? -std::numeric_limits<float>::infinity() : -0.0f;
   const float divisor = job.pooling == Pooling::kMean ? static_cast<float>(job.n_layers) : 1.0f;
   for (int64_t first = begin; first < end; first += rows_at_once) {
     const int64_t rows = std::min(rows_at_once, end - first);
