@@ -233,6 +233,11 @@ def test_a_row_with_nan_is_nan_with_valid_indices_and_leaves_the_others_alone(po
         assert torch.equal(value[[0, 2]], same[[0, 2]])
 
 
+def test_nan_is_kept_behind_minus_infinity():
+    _, mistakes = mistake_cross_entropy(torch.tensor([[torch.nan, -torch.inf, 1.0]]), torch.tensor([2]), 3)
+    assert mistakes.top_index.tolist() == [[2, 1, 0]]
+
+
 # ---- What must not matter ----
 
 

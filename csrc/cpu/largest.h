@@ -42,13 +42,15 @@ struct Entry {
   int64_t index;
 };
 
+// Of equal entries the one with the smaller index, and NaN is less than -infinity.
 inline bool is_larger(const Entry& a, const Entry& b) {
-  return a.value > b.value || (a.value == b.value && a.index < b.index);
+  if (std::isnan(a.value) != std::isnan(b.value)) return std::isnan(b.value);
+  return a.value > b.value || (!(a.value < b.value) && a.index < b.index);
 }
 
 inline bool is_earlier(const Entry& a, const Entry& b) { return a.index < b.index; }
 
-// Finds the k largest entries: of equal ones those with the smaller index, and NaN counts as less than -infinity.
+// Finds the k largest entries, by is_larger.
 //
 // The row is dealt out to kHands hands. The k-th largest of their best entries has k entries that are no smaller, so
 // that what is smaller needs no look: a first sweep that only takes maxima leaves few entries to the second.
@@ -56,7 +58,7 @@ class Largest {
  public:
   explicit Largest(int64_t k) : k_(k), room_(2 * k + kBlock) { found_.reserve(room_ + kBlock); }
 
-  // Their values and indices, in no particular order; valid until the next call. Those of NaN are -infinity.
+  // Their values and indices, in no particular order; valid until the next call.
   template <class T>
   std::vector<Entry>& of(const T* row, int64_t count) {
     found_.clear();
@@ -77,7 +79,8 @@ class Largest {
     add(block, start, count - start);
     keep_k();
     for (int64_t i = 0; static_cast<int64_t>(found_.size()) < k_; ++i) {
-      if (std::isnan(element(row, i))) found_.push_back({kNothing, i});
+      const float value = element(row, i);
+      if (std::isnan(value)) found_.push_back({value, i});
     }
     return found_;
   }
