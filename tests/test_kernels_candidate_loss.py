@@ -301,6 +301,12 @@ def test_a_wrong_argument_of_the_operator_is_named(place, value, named):
         torch.ops.copilot.candidate_loss(*given_arguments)
 
 
+def test_no_kept_tokens_are_refused():
+    delta, prob, index, *others = arguments(21)
+    with pytest.raises(RuntimeError, match=r" top_index must .* at least one token"):
+        torch.ops.copilot.candidate_loss(delta[:, :0], prob[:, :0], index[:, :0].contiguous(), *others)
+
+
 def test_kept_tokens_of_another_shape_are_refused():
     given_arguments = list(arguments(21))
     given_arguments[2] = given_arguments[2][:, :20].contiguous()

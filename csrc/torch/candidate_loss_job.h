@@ -31,6 +31,7 @@ inline Candidates candidates_of(const Tensor& delta, const Tensor& top_prob, con
                   "), as delta");
   STD_TORCH_CHECK(!top_index || (top_index->dim() == 2 && top_index->size(0) == rows && top_index->size(1) == k),
                   "top_index must be (", rows, ", ", k, "), as delta");
+  STD_TORCH_CHECK(!top_index || k > 0, "top_index must hold at least one token of every row; got (", rows, ", 0)");
   STD_TORCH_CHECK(target.numel() == rows, "target must be (", rows, ",), as the rows of delta");
   return found;
 }
