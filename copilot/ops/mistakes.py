@@ -17,7 +17,8 @@ class Mistakes:
 
     Attributes:
         target: (M,) int64, the true token y.
-        top_index: (M, k) int64, the Pilot's k most likely tokens; None when the whole vocabulary is kept (k = V).
+        top_index: (M, k) int64, the Pilot's k most likely tokens, distinct; None when the whole vocabulary is kept
+            (k = V).
         top_prob: (M, k) p^ of those tokens.
         target_prob: (M,) float32, p^ of the true token.
         rest_mass: (M,) float32, sum of p^ over the tokens that are not kept.
