@@ -368,11 +368,12 @@ def test_compiled_functions_give_what_eager_ones_give(rectifier, fusion):
 
 @pytest.mark.refuses
 @pytest.mark.parametrize("wrong", [-1, 30, 2**40, -(2**63)])
-def test_a_candidate_outside_the_vocabulary_is_refused(wrong):
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_a_candidate_outside_the_vocabulary_is_refused(strength, wrong):
     logits, delta, index = random_case(3, 30, 4)
     index[1, 2] = wrong
     with pytest.raises(RuntimeError, match=r"index must lie in \[0, 30\)"):
-        rectify(logits, delta, 0.5, index=index)
+        rectify(logits, delta, strength, index=index)
 
 
 def test_an_index_of_another_dtype_is_refused():

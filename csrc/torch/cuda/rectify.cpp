@@ -5,14 +5,14 @@
 #endif
 
 #include "gpu.h"
-#include "rectify_inputs.h"
+#include "rectify_inputs_gpu.h"
 
 namespace copilot {
 namespace {
 
 Tensor rectify_gpu(Tensor pilot_logits, Tensor delta, std::optional<Tensor> index, double strength,
                    std::string rectifier, std::string fusion) {
-  const RectifyInputs inputs = without_mixture(rectify_inputs(pilot_logits, delta, index, strength, rectifier, fusion));
+  const RectifyInputs inputs = rectify_inputs_gpu(pilot_logits, delta, index, strength, rectifier, fusion);
   const Gpu gpu(pilot_logits);
   gpu.check(delta, "delta");
   if (index) gpu.check(*index, "index");

@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "gpu.h"
-#include "rectify_inputs.h"
+#include "rectify_inputs_gpu.h"
 #include "sampling.h"
 
 namespace copilot {
@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor> rectify_sample_gpu(Tensor pilot_logits, Tensor delta,
                                               double strength, std::string rectifier, std::string fusion,
                                               double temperature, std::optional<int64_t> top_k,
                                               std::optional<double> top_p, Tensor seed, Tensor offset) {
-  const RectifyInputs inputs = without_mixture(rectify_inputs(pilot_logits, delta, index, strength, rectifier, fusion));
+  const RectifyInputs inputs = rectify_inputs_gpu(pilot_logits, delta, index, strength, rectifier, fusion);
   cuda::Sampling sampling{};
   sampling.temperature = temperature_of(temperature);
   sampling.top_k = top_k_of(top_k, inputs.vocabulary);
