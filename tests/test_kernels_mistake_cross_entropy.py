@@ -413,7 +413,7 @@ def test_compiled_graphs_give_what_eager_gives(k, ignore_index):
 
 
 @pytest.mark.refuses
-@pytest.mark.parametrize("label", [-1, 10, -101, 2**40])
+@pytest.mark.parametrize("label", [-1, 10, -101, 2**40, -(2**63)])
 @pytest.mark.parametrize("ignore_index", [-100, None])
 def test_a_label_that_is_no_token_is_refused(label, ignore_index):
     with pytest.raises(RuntimeError, match=f"labels must lie in .*got {label}"):
@@ -439,12 +439,13 @@ def test_the_ignored_label_is_named_only_where_there_is_one():
         ({"labels": torch.zeros(2, dtype=torch.int32)}, "labels"),
         ({"k": 0}, "k"),
         ({"k": 11}, "k"),
+        ({"ignore_index": -(2**63)}, "ignore_index"),
     ],
 )
 def test_the_op_itself_refuses_a_wrong_argument_and_names_it(change, named):
-    arguments = {"logits": torch.zeros(2, 10), "labels": torch.zeros(2, dtype=torch.long), "k": 3} | change
+    arguments = {"logits": torch.zeros(2, 10), "labels": torch.zeros(2, dtype=torch.long), "k": 3, "ignore_index": -100}
     with pytest.raises(RuntimeError, match=f", {named} "):
-        torch.ops.copilot.mistake_cross_entropy(**arguments, ignore_index=-100, overwrite_logits=False)
+        torch.ops.copilot.mistake_cross_entropy(**arguments | change, overwrite_logits=False)
 
 
 @pytest.mark.parametrize(
@@ -454,6 +455,8 @@ def test_the_op_itself_refuses_a_wrong_argument_and_names_it(change, named):
         ({"grad": torch.ones(2, dtype=torch.float64)}, "grad"),
         ({"largest_and_total": torch.ones(2, 3)}, "largest_and_total"),
         pytest.param({"labels": torch.tensor([0, 10])}, "labels", marks=pytest.mark.refuses),
+        pytest.param({"labels": torch.tensor([0, -(2**63)])}, "labels", marks=pytest.mark.refuses),
+        ({"ignore_index": -(2**63)}, "ignore_index"),
         ({"logits": torch.zeros(1, 10).expand(2, 10)}, "rows of logits"),
     ],
 )

@@ -65,10 +65,13 @@ struct Slice {
 
 __host__ __device__ __forceinline__ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// In place of an ignore_index, where there is none. It is no label either.
+constexpr int64_t kNoneIgnored = std::numeric_limits<int64_t>::min();
+
 __device__ __forceinline__ bool is_ignored(const int64_t* labels, int64_t row, int64_t ignore_index,
                                            int64_t vocabulary) {
   const int64_t label = labels[row];
-  if (label == ignore_index) return true;
+  if (label == ignore_index && label != kNoneIgnored) return true;
   if (label < 0 || label >= vocabulary) refuse_index("labels", vocabulary, " or be ignore_index", label);
   return false;
 }

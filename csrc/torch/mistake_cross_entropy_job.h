@@ -9,8 +9,13 @@
 
 namespace copilot {
 
-// No label is that negative.
+// In place of an ignore_index, where there is none: no label of a kernel is that.
 constexpr int64_t kNoneIgnored = std::numeric_limits<int64_t>::min();
+
+inline int64_t ignored_label(std::optional<int64_t> ignore_index) {
+  STD_TORCH_CHECK(ignore_index != kNoneIgnored, "ignore_index must be None or above -2^63; got ", kNoneIgnored);
+  return ignore_index.value_or(kNoneIgnored);
+}
 
 inline const int64_t* labels_of(const Tensor& labels, const Tensor& logits) {
   const int64_t* label = indices_of(labels, "labels");
@@ -48,7 +53,7 @@ inline MistakeCrossEntropy mistake_job(const Tensor& logits, const Tensor& label
   return {rows_of(logits, "logits"),
           logits.size(1),
           labels_of(labels, logits),
-          ignore_index.value_or(kNoneIgnored),
+          ignored_label(ignore_index),
           k.value_or(0),
           floats_of(loss),
           floats_of(largest_and_total),
@@ -68,7 +73,7 @@ inline MistakeCrossEntropyBackward mistake_backward_job(const Tensor& grad, cons
           rows_of(logits, "logits"),
           logits.size(1),
           labels_of(labels, logits),
-          ignore_index.value_or(kNoneIgnored),
+          ignored_label(ignore_index),
           checked_floats(largest_and_total, 2 * count, "largest_and_total"),
           grad_logits};
 }
