@@ -193,6 +193,14 @@ def test_huge_finite_logits_keep_the_truth(masked, k, dtype):
     assert_accurate(logits.to(dtype), torch.tensor([3, 120, 39999]), k)
 
 
+@pytest.mark.parametrize("largest", [2.0**29, -(2.0**29) + 32])
+def test_the_largest_logits_whose_neighbours_still_count_keep_the_truth(largest):
+    logits = torch.tensor([[largest, largest - 32]])
+    (_, actual), (_, right) = (f(logits, torch.tensor([0]), 1, -100) for f in (compiled, truth))
+    for name in ("rest_mass", "rest_square"):
+        torch.testing.assert_close(getattr(actual, name).double(), getattr(right, name), rtol=1e-5, atol=0, msg=name)
+
+
 def test_masked_tokens_have_exactly_no_probability_and_no_gradient():
     logits, labels = random_rows(3, 1000)
     logits[:, ::2] = -torch.inf

@@ -244,9 +244,9 @@ __device__ __forceinline__ Sweep sweep(const HeldSlice<T>& slice, uint64_t bar, 
   if (threadIdx.x == 0) count = 0;
   __syncthreads();
   const float least = value_of(bar), reference = fabsf(least) < kInfinity ? least : 0.0f;
-  // exp(z - reference), but for a factor that all have: what rounding makes of the product. From 2^29 on that may be
-  // too much for a float; but there floats lie so far apart that only what equals the reference counts, to any base.
-  const float slope = fabsf(reference) < 0x1p29f ? kLog2OfE : 1.0f;
+  // exp(z - reference), but for a factor that all have: what rounding makes of the product. Beyond 2^29 that may be too
+  // much for a float; but there floats lie at least 64 apart: only what equals the reference counts, to any base.
+  const float slope = fabsf(reference) <= 0x1p29f ? kLog2OfE : 1.0f;
   const float shift = reference * slope;
   const auto weight_of = [&](float value) { return fast_exp2(fmaf(value, slope, -shift)); };
   float mass = 0.0f, square = 0.0f;
