@@ -67,6 +67,15 @@ def test_large_vocabularies_are_drawn_from_as_by_the_reference(warping, vocabula
     assert_drawn_as_by_reference(logits, delta, index=index, **warping)
 
 
+def test_the_probability_of_one_of_many_equal_tokens_is_exact():
+    """Where roundings do not cancel out."""
+    logits = torch.full((1, 262144), -5.0)
+    logits[0, 0] = 0.0
+    token, log_prob = draw(logits, torch.zeros(1, 1), index=torch.zeros(1, 1, dtype=torch.long))
+    exact = logits.double().log_softmax(-1).gather(1, token[:, None])[:, 0]
+    torch.testing.assert_close(log_prob.double(), exact, atol=4e-6, rtol=0)
+
+
 @pytest.mark.parametrize("top_p", [None, 0.90003])  # of equal tokens no whole number
 @pytest.mark.parametrize("top_k", [1, 50])
 def test_a_small_top_k_of_unusual_rows_is_the_references(top_k, top_p):

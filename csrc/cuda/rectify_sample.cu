@@ -95,7 +95,7 @@ __device__ __forceinline__ Result no_result() {
 // What the threads of a block learn from each other before any key is computed in double.
 struct Screen {
   float reach;  // no key above it wins
-  float total;
+  double total;
 };
 
 struct MergeScreens {
@@ -143,14 +143,16 @@ __device__ __forceinline__ float closer_key(float least_key, float difference) {
 // `largest` is a score that none of the block's is above.
 __device__ __forceinline__ Result race(const RandomRow& random, const Scores& scores, float largest) {
   const float shift = largest > -kInfinity ? largest : 0.0f;
-  float least = kInfinity, second = kInfinity, total = 0.0f;  // bounds of this thread's two first
+  float least = kInfinity, second = kInfinity;  // bounds of this thread's two first
+  double total = 0.0;                           // a long sum of equal terms would drift
   int first_at = INT_MAX;
   scores.each_pack([&](int at, const Pack<float>& pack) {
     const Words words = random.words(scores.first + at, 0);
+    float weights[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float difference = pack.at[i] - shift;
-      total += fast_exp(difference);
+      weights[i] = fast_exp(difference);
       const float key = least_key(words.of_token[i], difference);
       second = fminf(second, fmaxf(key, least));
       if (key < least) {
@@ -158,9 +160,11 @@ __device__ __forceinline__ Result race(const RandomRow& random, const Scores& sc
         first_at = at + i;
       }
     }
+    total += (weights[0] + weights[1]) + (weights[2] + weights[3]);
   });
   const float reach = first_at < INT_MAX ? largest_key(least, scores.values[first_at] - shift) : kInfinity;
-  const Screen screen = block_reduce(Screen{reach, total}, Screen{kInfinity, 0.0f}, MergeScreens{});
+  const Screen screen = block_reduce(Screen{reach, total}, Screen{kInfinity, 0.0}, MergeScreens{});
+  const float block_total = static_cast<float>(screen.total);
 
   const float limit = screen.reach + margin(shift);
   bool contends = first_at < INT_MAX && least <= limit;
@@ -171,14 +175,14 @@ __device__ __forceinline__ Result race(const RandomRow& random, const Scores& sc
   const Contenders contenders = block_reduce(
       contends ? Contenders{least, scores.first + first_at, second > limit ? 1 : 2} : Contenders{kInfinity, INT_MAX, 0},
       Contenders{kInfinity, INT_MAX, 0}, MergeContenders{});
-  if (contenders.count == 0) return {no_runner().key, no_runner().key, INT_MAX, -kInfinity, largest, screen.total};
+  if (contenders.count == 0) return {no_runner().key, no_runner().key, INT_MAX, -kInfinity, largest, block_total};
   if (contenders.count == 1) {  // nearly always: no key is needed
     return {static_cast<double>(contenders.least) - shift,
             static_cast<double>(limit) - shift,
             contenders.token,
             scores.values[contenders.token - scores.first],
             largest,
-            screen.total};
+            block_total};
   }
   Runner winner = no_runner();
   if (contends) {
@@ -196,7 +200,7 @@ __device__ __forceinline__ Result race(const RandomRow& random, const Scores& sc
     }
   }
   winner = block_reduce(winner, no_runner(), Earlier{});
-  return {winner.key, winner.key, winner.token, winner.score, largest, screen.total};
+  return {winner.key, winner.key, winner.token, winner.score, largest, block_total};
 }
 
 // ---- The draw ----
