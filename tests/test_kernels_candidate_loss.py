@@ -99,6 +99,18 @@ def test_a_very_large_vocabulary_is_as_exact_as_in_the_reference(rectifier, loss
 
 
 @objectives
+@pytest.mark.parametrize("change", [0.3, -1.7])
+def test_sums_of_many_equal_terms_keep_the_truth(rectifier, loss, change):
+    """Where roundings do not cancel out."""
+    logits = torch.full((1, 262144), -5.0)
+    logits[0, 0] = 0.0
+    _, mistakes = reference.mistake_cross_entropy(logits, torch.tensor([7]), None, -100)
+    delta = torch.full_like(logits, change)
+    value = candidate_loss(mistakes, delta, rectifier=rectifier, loss=loss)
+    torch.testing.assert_close(value.double(), truth(mistakes, delta, rectifier, loss), rtol=3e-6, atol=0)
+
+
+@objectives
 @pytest.mark.parametrize("k", [1024, 1025, 2900])
 def test_many_kept_tokens_are_as_exact_as_in_the_reference(rectifier, loss, k):
     mistakes = random_mistakes(4, 3000, k)

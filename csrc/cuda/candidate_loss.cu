@@ -42,6 +42,10 @@ struct Found {
 
 struct Sums {
   float weight, mass, moved;  // of w, of p, and of p (delta - shift)
+
+  __device__ __forceinline__ Sums operator+(const Sums& other) const {
+    return {weight + other.weight, mass + other.mass, moved + other.moved};
+  }
 };
 
 // What a thread knows of its part of the row.
@@ -61,15 +65,18 @@ struct Part {
     shift = larger;
   }
 
-  // `own` is the target among them, if it is there.
+  // `own` is the target among them, if it is there. They are added up before they join the others: a long sum of equal
+  // terms would drift.
   template <int kCount>
   __device__ __forceinline__ void absorb(const float* p, const float* d, int own) {
     if constexpr (kObjective == Objective::kLinear) {
+      float squares = 0.0f;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         const float moved = i == own ? 0.0f : d[i] + p[i];
-        square += moved * moved;
+        squares += moved * moved;
       }
+      square += squares;
     } else {
       float largest = shift;
 #pragma unroll
@@ -79,21 +86,24 @@ struct Part {
       raise(largest);
       const float from = shift > -kInfinity ? shift : 0.0f;
       float weights[kCount];
+      Sums added{};
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         weights[i] = p[i] * exp_below(d[i], from);
-        sums.weight += weights[i];
-        sums.mass += p[i];
-        if (kObjective == Objective::kKl && p[i] > 0.0f) sums.moved += p[i] * (d[i] - from);
+        added.weight += weights[i];
+        added.mass += p[i];
+        if (kObjective == Objective::kKl && p[i] > 0.0f) added.moved += p[i] * (d[i] - from);
       }
+      sums = sums + added;
       if constexpr (kObjective == Objective::kSquared) {
         const float inverse = inverse_power(sums.weight), kept = unit * inverse;
-        square *= kept * kept;
+        float squares = 0.0f;
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
           const float weight = i == own ? 0.0f : weights[i] * inverse;
-          square += weight * weight;
+          squares += weight * weight;
         }
+        square = square * (kept * kept) + squares;
         unit = power_below(sums.weight);
       }
     }
@@ -143,8 +153,7 @@ __device__ __forceinline__ void conclude(const CandidateLoss& job, int64_t row, 
   }
   const float shift = found.shift;
   part.raise(shift);
-  const Sums sums = Threads::reduce(
-      part.sums, Sums{}, [](Sums a, Sums b) { return Sums{a.weight + b.weight, a.mass + b.mass, a.moved + b.moved}; });
+  const Sums sums = Threads::reduce(part.sums, Sums{}, Add{});
   const float unchanged = rest > 0.0f ? expf(-shift) : 0.0f;
   const float total = sums.weight + rest * unchanged;
   if constexpr (kObjective == Objective::kSquared) {
@@ -300,7 +309,7 @@ void with_objective(Objective objective, F&& f) {
 
 // Of a row: as many as have a slice, a power of two of them.
 unsigned blocks_of(int64_t k) {
-  if (k <= kSlice || current_device().capability < 90) return 1;
+  if (k <= kSlice || current_device().most_blocks == 1) return 1;
   unsigned blocks = 2;
   while (blocks < 8 && blocks * kSlice < k) blocks *= 2;
   return blocks;
