@@ -134,7 +134,7 @@ __device__ __forceinline__ SliceSums warp_reduce(SliceSums of_lane, MergeSums) {
   return {warp_sum(of_lane.pilot), warp_sum(of_lane.corrected)};
 }
 
-// NaN if any entry is, or all are -infinity.
+// log_sum is NaN if any entry is. Both are -infinity if all entries are, so that what is relative to them is NaN.
 struct LogSum {
   float max, log_sum;
 };
