@@ -22,6 +22,20 @@ INCLUDES = [f"-I{ROOT / 'csrc' / folder}" for folder in ("include", "cpu", "cuda
 NVCC = shutil.which("nvcc") or (cpp_extension.CUDA_HOME and shutil.which(f"{cpp_extension.CUDA_HOME}/bin/nvcc"))
 
 
+PROGRAM = """
+#include <cstdio>
+#include "device.cuh"
+int main() {
+  std::printf("%u blocks, ", copilot::cuda::current_device().most_blocks);
+  try {
+    copilot::cuda::launch(+[] {}, {.blocks = (int64_t{1} << 32) + 1, .threads = 32});
+  } catch (const std::exception& error) {
+    std::printf("%s", error.what());
+  }
+}
+"""
+
+
 def compiled(*command: str | Path) -> str:
     """What the compiler says about a file without an error."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -76,6 +90,17 @@ def test_emulated_kernels_agree_with_their_twins(tmp_path: Path) -> None:
         said, _ = run.communicate()
         assert run.returncode == 0, said
         assert said.count(" agrees in ") == 7
+
+
+def test_a_launch_asks_for_what_the_gpu_has(tmp_path: Path) -> None:
+    """Clusters where the code and the GPU have them, as large as the GPU's are, and a grid within its limits."""
+    source, program = tmp_path / "program.cpp", tmp_path / "program"
+    source.write_text(PROGRAM)
+    compiled(os.environ.get("CXX", "c++"), "-std=c++20", "-DCOPILOT_EMULATION", *INCLUDES, source, "-o", program)
+    for gpu, code, blocks in ((90, 90, 16), (100, 90, 16), (120, 120, 8), (120, 90, 8), (120, 80, 1), (80, 80, 1)):
+        environment = os.environ | {"COPILOT_EMULATED_CAPABILITY": str(gpu), "COPILOT_EMULATED_CODE": str(code)}
+        said = subprocess.run([program], env=environment, capture_output=True, text=True, check=True).stdout
+        assert said == f"{blocks} blocks, rows for more than the 2^31 - 1 blocks of a launch; got 4294967297"
 
 
 def test_every_operation_has_a_kernel_and_a_binding() -> None:

@@ -34,35 +34,44 @@ struct Launch {
   int64_t blocks;
   unsigned threads;         // of a block
   Stream stream = nullptr;  // the default stream
-  unsigned cluster = 1;     // blocks that share their memory, at most most_blocks()
+  unsigned cluster = 1;     // blocks that share their memory, at most Device::most_blocks
   size_t shared = 0;        // bytes of dynamic_shared()
 };
 
 struct Device {
-  int capability;           // 80 for 8.0; of the code that runs, which may be compiled for an older GPU
+  unsigned most_blocks;     // of a cluster; 1 where there are none
   size_t shared_per_block;  // bytes, at most
 };
 
 constexpr unsigned kMostBlocks = 16;  // of a cluster on any GPU
 
-// Of a cluster; 1 where there are none.
-inline unsigned most_blocks(const Device& device) {
-  if (device.capability < 90) return 1;
-  return device.capability < 110 ? kMostBlocks : 8;
+// Of a cluster, given capabilities, 80 for 8.0: the one that the code was written for, and the GPU's that it was
+// translated for when it was loaded or before.
+inline unsigned most_blocks(int code, int gpu) {
+  if (code < 90) return 1;
+  return gpu < 110 ? kMostBlocks : 8;
+}
+
+// The x of a grid.
+inline unsigned checked_blocks(int64_t blocks) {
+  if (blocks > std::numeric_limits<int32_t>::max()) {
+    throw std::runtime_error("rows for more than the 2^31 - 1 blocks of a launch; got " + std::to_string(blocks));
+  }
+  return static_cast<unsigned>(blocks);
 }
 
 #ifdef COPILOT_EMULATION
 
 inline Device current_device() {
-  const char* capability = std::getenv("COPILOT_EMULATED_CAPABILITY");
-  return {capability ? std::atoi(capability) : 90, emulation::shared_per_block()};
+  return {most_blocks(emulation::code(), emulation::capability()), emulation::shared_per_block()};
 }
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
   if (how.blocks == 0) return;
-  if (how.cluster > most_blocks(current_device())) throw std::runtime_error("a cluster that this GPU does not run");
-  emulation::Cluster(dim3{static_cast<unsigned>(how.blocks)}, how.threads, how.cluster, how.shared,
+  const int gpu = emulation::capability();
+  if (how.cluster > most_blocks(gpu, gpu)) throw std::runtime_error("a cluster that this GPU does not run");
+  emulation::Cluster(dim3{checked_blocks(how.blocks)}, how.threads, how.cluster, how.shared,
                      [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
 
@@ -90,7 +99,7 @@ inline Device current_device() {
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   cudaFuncAttributes code;
   check(cudaFuncGetAttributes(&code, nothing<>));
-  found = {code.ptxVersion, static_cast<size_t>(shared)};
+  found = {most_blocks(code.ptxVersion, code.binaryVersion), static_cast<size_t>(shared)};
   known = device;
   return found;
 }
@@ -123,7 +132,7 @@ void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&..
   cluster.val.clusterDim.x = how.cluster;
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(how.blocks));
+  config.gridDim = dim3(checked_blocks(how.blocks));
   config.blockDim = dim3(how.threads);
   config.dynamicSmemBytes = how.shared;
   config.stream = how.stream;

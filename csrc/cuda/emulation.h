@@ -92,11 +92,17 @@ struct Warp {
   uint64_t slots[32] = {};
 };
 
-// Bytes of shared memory that a block may have: what 9.0 and 10.0 allow, or COPILOT_EMULATED_SHARED.
-inline size_t shared_per_block() {
-  const char* bytes = std::getenv("COPILOT_EMULATED_SHARED");
-  return bytes ? std::strtoull(bytes, nullptr, 10) : 227 * 1024;
+inline int from_environment(const char* name, int otherwise) {
+  const char* given = std::getenv(name);
+  return given ? std::atoi(given) : otherwise;
 }
+
+// The GPU's, and that of the code it runs, which may be written for an older one; 80 for 8.0.
+inline int capability() { return from_environment("COPILOT_EMULATED_CAPABILITY", 90); }
+inline int code() { return from_environment("COPILOT_EMULATED_CODE", capability()); }
+
+// Bytes of shared memory that a block may have: by default what 9.0 and 10.0 allow.
+inline size_t shared_per_block() { return from_environment("COPILOT_EMULATED_SHARED", 227 * 1024); }
 
 // Shared memory starts full of NaN.
 inline std::unique_ptr<unsigned char[]> shared_bytes(size_t size) {

@@ -657,7 +657,7 @@ template <class T>
 void launch_whole(const MistakeCrossEntropy& job, int64_t rows, Stream stream) {
   const Device device = current_device();
   unsigned blocks = 1;
-  while (device.capability >= 90 && blocks < 8 && blocks * 4 * kChunk < job.vocabulary) blocks *= 2;
+  while (blocks < 8 && blocks < device.most_blocks && blocks * 4 * kChunk < job.vocabulary) blocks *= 2;
   const int64_t size = slice_size(job.vocabulary, blocks);
   const size_t shared = size * sizeof(float);
   const bool has_room = shared + 4096 <= device.shared_per_block;  // there are a few variables besides

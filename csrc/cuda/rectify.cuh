@@ -34,7 +34,7 @@ constexpr int64_t kSliceLength = 8192;   // what a row is split for, into up to 
 constexpr size_t kSharedBesideSlice = 20 * 1024;
 
 // As many blocks as a cluster may have, 8 where there are none; more only where the slices would not fit.
-inline int64_t most_slices(const Device& device) { return std::max(8u, most_blocks(device)); }
+inline int64_t most_slices(const Device& device) { return std::max(8u, device.most_blocks); }
 
 // Follows from the vocabulary and the GPU alone, as results do.
 inline SliceSplit split_of(int64_t vocabulary, const Device& device) {
@@ -44,7 +44,7 @@ inline SliceSplit split_of(int64_t vocabulary, const Device& device) {
   int64_t slices = 1;
   while ((slices < most && vocabulary > slices * kSliceLength) || vocabulary > slices * longest) slices *= 2;
   const int64_t length = ((vocabulary + slices - 1) / slices + 63) / 64 * 64;
-  return {static_cast<int>(slices), static_cast<int>(length), slices <= most_blocks(device)};
+  return {static_cast<int>(slices), static_cast<int>(length), slices <= device.most_blocks};
 }
 
 // ---- The job ----

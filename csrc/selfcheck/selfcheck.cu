@@ -581,8 +581,9 @@ int main(int count, char** arguments) {
   const int every = count > 1 ? std::max(std::atoi(arguments[1]), 1) : 1;
   try {
     const copilot::cuda::Device device = copilot::cuda::current_device();
-    std::printf("A GPU of capability %d.%d, against the CPU's %s kernels\n", device.capability / 10,
-                device.capability % 10, copilot::cpu_kernels().name);
+    std::printf(
+        "A GPU with up to %u blocks a cluster and %zu KB of shared memory a block, against the CPU's %s kernels\n",
+        device.most_blocks, device.shared_per_block / 1024, copilot::cpu_kernels().name);
     return copilot::check_all(every) ? 0 : 1;
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
