@@ -1,4 +1,4 @@
-"""candidate_loss and its gradient on k kept tokens and on the whole vocabulary, against the reference.
+"""candidate_loss and its gradient on k kept tokens and on the whole vocabulary, against the reference, also compiled.
 
     python -m pytest benchmarks/bench_candidate_loss.py --benchmark-only --results benchmarks/results/cpu
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_rounds import DEVICE, EAGER, FLOOR, KERNEL, Run, compare, copy_of, written_when_complete
+from kernel_rounds import COMPILED, DEVICE, EAGER, FLOOR, KERNEL, Run, compare, copy_of, written_when_complete
 from torch import Tensor
 
 from copilot.ops import Mistakes, candidate_loss, reference
@@ -59,9 +59,12 @@ def test_candidate_loss(benchmark: Any, figures: dict[str, Any], name: str) -> N
     """Eq. 7 with the simplex rectifier, forward and backward."""
     mistakes = mistakes_of_random_logits(CASES[name])
     moved = 5 * mistakes.top_prob.nbytes
+    torch.compiler.reset()
+    compiled = torch.compile(reference.candidate_loss, fullgraph=True, dynamic=False)
     runs = {
         KERNEL: forward_and_backward(candidate_loss, mistakes),
         EAGER: forward_and_backward(lambda m, d: reference.candidate_loss(m, d, "simplex", "rmse"), mistakes),
+        COMPILED: forward_and_backward(lambda m, d: compiled(m, d, "simplex", "rmse"), mistakes),
         FLOOR: copy_of(moved),
     }
     figures[name] = compare(benchmark, runs, moved, budget=15.0)

@@ -4,12 +4,13 @@
 
 About five minutes on two cores. The data are random: logits of standard deviation 3. The floor is a copy of the logits:
 one read and one write of (N, V), which the gradient needs at least. Eager and compiled softmax give float32
-probabilities, as the kernel does. All rows are supervised, and the kernel is told so, as in training: to find others,
-the CPU would wait for a GPU.
+probabilities, as the kernel does. All rows are supervised, and the kernel is told so, as in training; in its variant
+with ignore_index it looks for rows that are not, and the CPU waits for it.
 
 On a GPU with Liger-Kernel (`pip install liger-kernel`) its cross-entropy is measured too, as its users call it: with
-its checks of the labels, for which the CPU waits. It writes the gradient over the logits, and keeps no tokens: "Liger"
-is the loss and the gradient alone, less than the others do; with softmax and topk before it, it is the same job.
+its checks of the labels, for which the CPU waits, so that the kernel with ignore_index is what it compares with. It
+writes the gradient over the logits, and keeps no tokens: "Liger" is the loss and the gradient alone, less than the
+others do; with softmax and topk before it, it is the same job.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ K = 32
 SHAPES = [(n, v) for n in (64, 512) for v in (32000, 49152, 128256, 151936)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OVERWRITING = "kernel, overwriting the logits"
+LOOKING = "kernel, overwriting the logits, ignore_index=-100"
 LIGER_AND_TOP_K = f"{LIGER}, softmax and topk"
 
 Step = Callable[[Tensor], Any]
@@ -77,6 +79,7 @@ def variants(labels: Tensor) -> dict[str, Step]:
         OVERWRITING: with_backward(
             lambda z: mistake_cross_entropy(z, labels, K, ignore_index=None, overwrite_logits=True)
         ),
+        LOOKING: with_backward(lambda z: mistake_cross_entropy(z, labels, K, overwrite_logits=True)),
         FLOOR: torch.clone,
     }
     liger = public_kernels("liger_kernel.transformers.functional")

@@ -27,12 +27,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from copilot import CopilotModel, MistakeLog, PilotCopilotForCausalLM
+from copilot.loss import pilot_loss
 from copilot.pilots import packaged_smollm2
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 PILOT = "Pilot"
 EVERY_LOGIT = "Pilot, logits of every position"
+OUR_LOSS = "Pilot, the pairs' loss"
 LAYERS: tuple[int | str, ...] = (3, 6, "all")
 PAIRS = {
     f"{layers} layers, {'full vocabulary' if k is None else f'{k} candidates'}": (layers, k)
@@ -41,7 +43,7 @@ PAIRS = {
 }
 
 BATCH, LENGTH, SUPERVISED = 16, 64, 20  # of a training step
-KEPT = SUPERVISED + 1  # positions with logits: those that predict a supervised token, and the last one
+KEPT = SUPERVISED + 1  # of transformers' positions with logits: those that predict a supervised token, and the last one
 BATCHES, PROMPT, NEW_TOKENS = (1, 16), 64, 24  # of decoding
 COMPILED, COMPILED_TOKENS = [PILOT, "6 layers, 32 candidates"], 96  # of decoding with a static cache, compiled
 SETTINGS = {
@@ -100,9 +102,9 @@ def summarise(
 
 
 @pytest.fixture(scope="module")
-def pilot_name(pytestconfig: pytest.Config) -> str:
+def pilot_name(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder or a hub id."""
-    return os.environ.get("PILOT") or packaged_smollm2(pytestconfig.cache.mkdir("pilots") / "smollm2-135m")
+    return os.environ.get("PILOT") or packaged_smollm2(tmp_path_factory.mktemp("pilots") / "smollm2-135m")
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +175,13 @@ def copilot_flops(copilot: CopilotModel, candidates: int | None) -> int:
 
 def training_flops(pilot: PreTrainedModel, pairs: dict[int | str, PilotCopilotForCausalLM]) -> dict[str, int]:
     """FLOPs of a step of every variant."""
-    alone = pilot_flops(pilot, BATCH * KEPT)
-    work = {PILOT: alone, EVERY_LOGIT: pilot_flops(pilot, BATCH * LENGTH)}
-    return work | {name: alone + copilot_flops(pairs[layers].copilot, k) for name, (layers, k) in PAIRS.items()}
+    supervised = pilot_flops(pilot, BATCH * SUPERVISED)
+    work = {
+        PILOT: pilot_flops(pilot, BATCH * KEPT),
+        EVERY_LOGIT: pilot_flops(pilot, BATCH * LENGTH),
+        OUR_LOSS: supervised,
+    }
+    return work | {name: supervised + copilot_flops(pairs[layers].copilot, k) for name, (layers, k) in PAIRS.items()}
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -195,8 +201,9 @@ def update(*models: tuple[nn.Module, torch.optim.Optimizer]) -> None:
 def test_training_step(benchmark: Any, figures: dict[str, Any], pilot_name: str) -> None:
     """Forward, backward and optimizer step; the Pilot's logits are computed where a supervised token is predicted.
 
-    Transformers' own Trainer computes them everywhere: that is a variant of its own. The pairs append to a log and
-    draw from it; both numbers of candidates train one Copilot.
+    Transformers' own Trainer computes them everywhere: that is a variant of its own. So is the Pilot with the loss that
+    the pairs take of it, by the kernel: the saving is part of theirs. The pairs append to a log and draw from it; both
+    numbers of candidates train one Copilot.
     """
     pilot, pairs = load_pairs(pilot_name, torch.float32)
     pilot.add_adapter(LoraConfig(r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear"))
@@ -214,6 +221,15 @@ def test_training_step(benchmark: Any, figures: dict[str, Any], pilot_name: str)
         update(of_pilot)
         return {"training step": now() - started}
 
+    def our_step(pair: PilotCopilotForCausalLM) -> dict[str, float]:
+        started = now()
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            passed = pair.pilot_pass(input_ids=ids, labels=labels)
+            loss = pilot_loss(passed.logits, passed.supervision, 1)[0].mean()
+        loss.backward()
+        update(of_pilot)
+        return {"training step": now() - started}
+
     def pair_step(pair: PilotCopilotForCausalLM, candidates: int | None, log: MistakeLog, of_copilot: Any) -> Run:
         def step() -> dict[str, float]:
             pair.config.candidates, pair.mistake_log = candidates, log
@@ -226,7 +242,11 @@ def test_training_step(benchmark: Any, figures: dict[str, Any], pilot_name: str)
 
         return step
 
-    runs: dict[str, Run] = {PILOT: lambda: pilot_step(KEPT), EVERY_LOGIT: lambda: pilot_step(LENGTH)}
+    runs: dict[str, Run] = {
+        PILOT: lambda: pilot_step(KEPT),
+        EVERY_LOGIT: lambda: pilot_step(LENGTH),
+        OUR_LOSS: lambda: our_step(pairs[LAYERS[0]]),
+    }
     optimizers = {layers: optimizer_of(pair.copilot) for layers, pair in pairs.items()}
     for name, (layers, k) in PAIRS.items():
         pair = pairs[layers].train()

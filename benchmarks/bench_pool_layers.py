@@ -1,4 +1,4 @@
-"""pool_layers against a running sum and against stack + mean.
+"""pool_layers against a running sum and against stack + mean, eager and compiled.
 
     python -m pytest benchmarks/bench_pool_layers.py --benchmark-only --results benchmarks/results/cpu
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_rounds import DEVICE, EAGER, FLOOR, KERNEL, REFERENCE, compare, copy_of, written_when_complete
+from kernel_rounds import COMPILED, DEVICE, EAGER, FLOOR, KERNEL, REFERENCE, compare, copy_of, written_when_complete
 from torch import Tensor
 
 from copilot.ops import pool_layers, reference
@@ -41,9 +41,12 @@ def test_pool_layers(benchmark: Any, figures: dict[str, Any], name: str) -> None
     count, rows, width, dtype = CASES[name]
     layers = [torch.randn(rows, width, device=DEVICE).to(dtype) for _ in range(count)]
     moved = sum(hidden.nbytes for hidden in layers) + rows * width * 4
+    torch.compiler.reset()
+    compiled = torch.compile(stack_and_mean, fullgraph=True, dynamic=False)
     runs = {
         KERNEL: lambda: pool_layers(layers),
         EAGER: lambda: stack_and_mean(layers),
+        COMPILED: lambda: compiled(layers),
         REFERENCE: lambda: reference.pool_layers(layers, None, "mean"),
         FLOOR: copy_of(moved),
     }

@@ -1,4 +1,4 @@
-"""rectify: the kernel against eager and compiled plain torch, and against moving the same bytes.
+"""rectify: the kernel against eager and compiled plain torch, the reference, and moving the same bytes.
 
     python -m pytest benchmarks/bench_rectify.py --benchmark-only --results benchmarks/results/cpu
 
@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import plain_torch
 import pytest
 import torch
-from kernel_rounds import COMPILED, DEVICE, EAGER, FLOOR, KERNEL, Run, compare, written_when_complete
+from kernel_rounds import COMPILED, DEVICE, EAGER, FLOOR, KERNEL, REFERENCE, Run, compare, written_when_complete
 from torch import Tensor
 
 from copilot.ops import rectify, reference
@@ -39,9 +40,9 @@ def figures(write_results: Any) -> Iterator[dict[str, Any]]:
 
 
 def variants(logits: Tensor, delta: Tensor, index: Tensor | None) -> dict[str, Run]:
-    arguments = logits, delta, STRENGTH, index, "simplex", "probability"
+    arguments = logits, delta, STRENGTH, index
     torch.compiler.reset()
-    compiled = torch.compile(reference.rectify, fullgraph=True, dynamic=False)
+    compiled = torch.compile(plain_torch.rectify, fullgraph=True, dynamic=False)
 
     def move() -> Tensor:
         out = torch.empty(logits.shape, device=logits.device)
@@ -49,8 +50,9 @@ def variants(logits: Tensor, delta: Tensor, index: Tensor | None) -> dict[str, R
 
     return {
         KERNEL: lambda: rectify(logits, delta, STRENGTH, index=index),
-        EAGER: lambda: reference.rectify(*arguments),
+        EAGER: lambda: plain_torch.rectify(*arguments),
         COMPILED: lambda: compiled(*arguments),
+        REFERENCE: lambda: reference.rectify(*arguments, "simplex", "probability"),
         FLOOR: move,
     }
 

@@ -2,9 +2,9 @@
 
     python -m pytest benchmarks/bench_rectify_sample.py --benchmark-only --results benchmarks/results/cpu
 
-About two minutes on two cores, most of them torch.compile's. The chain draws with torch.multinomial, and warps as
-transformers does, by sorting; greedily it is an argmax. The floor is a copy that moves as many bytes as must be moved:
-z read once.
+About two minutes on two cores, most of them torch.compile's. The chain takes log p~ from `plain_torch`, or from the
+reference; it draws with torch.multinomial, and warps as transformers does, by sorting; greedily it is an argmax. The
+floor is a copy that moves as many bytes as must be moved: z read once.
 
 On a GPU the CPU waits for checks of torch.multinomial, in the chain's time. With FlashInfer (`pip install
 flashinfer-python`) its sampling is measured there too, except greedily. It knows nothing of p~: log p~ / temperature
@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import plain_torch
 import pytest
 import torch
 from kernel_rounds import (
@@ -27,6 +28,7 @@ from kernel_rounds import (
     FLASHINFER,
     FLOOR,
     KERNEL,
+    REFERENCE,
     compare,
     copy_of,
     public_kernels,
@@ -46,7 +48,7 @@ DRAWS: dict[str, dict[str, Any]] = {
     "temperature 0.8, top-k 50, top-p 0.95": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
 }
 
-Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
+OfRows = Callable[[Tensor, Tensor, Tensor], Tensor]  # of logits, delta, index
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +62,18 @@ def figures(write_results: Any) -> Iterator[dict[str, Any]]:
 
 
 def log_rectified(logits: Tensor, delta: Tensor, index: Tensor) -> Tensor:
+    return plain_torch.rectify(logits, delta, STRENGTH, index)
+
+
+def reference_log_rectified(logits: Tensor, delta: Tensor, index: Tensor) -> Tensor:
     return reference.rectify(logits, delta, STRENGTH, index, "simplex", "probability")
 
 
-def chain(temperature: float, top_k: int | None = None, top_p: float | None = None) -> Draw:
-    """From z, delta and index to a token of every row, in plain torch."""
+def chain(log_prob_of: OfRows, temperature: float, top_k: int | None = None, top_p: float | None = None) -> OfRows:
+    """From z, delta and index to a token of every row, in plain torch; `log_prob_of` them is log p~."""
 
     def draw(logits: Tensor, delta: Tensor, index: Tensor) -> Tensor:
-        log_prob = log_rectified(logits, delta, index)
+        log_prob = log_prob_of(logits, delta, index)
         if temperature == 0:
             return log_prob.argmax(-1)
         return reference_sampling.warp(log_prob, temperature, top_k, top_p).softmax(-1).multinomial(1)
@@ -75,7 +81,7 @@ def chain(temperature: float, top_k: int | None = None, top_p: float | None = No
     return draw
 
 
-def flashinfer_chain(sampling: Any, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Draw:
+def flashinfer_chain(sampling: Any, temperature: float, top_k: int | None = None, top_p: float | None = None) -> OfRows:
     """The same by flashinfer.sampling, from compiled log p~ / temperature on."""
     scores = torch.compile(lambda *rows: log_rectified(*rows) / temperature, dynamic=False)
     if top_k is None:
@@ -93,12 +99,14 @@ def test_rectify_sample(benchmark: Any, figures: dict[str, Any], rows: int, kind
     index = logits.topk(K, dim=-1).indices
     delta = torch.randn(rows, K, generator=generator, device=DEVICE)
     seed, offset = torch.zeros(2, 1, dtype=torch.int64, device=DEVICE)
-    eager = chain(**DRAWS[kind])
+    eager = chain(log_rectified, **DRAWS[kind])
+    reference_chain = chain(reference_log_rectified, **DRAWS[kind])
     torch.compiler.reset()
     compiled = torch.compile(eager, dynamic=False)
     runs = {
         KERNEL: lambda: rectify_sample(logits, delta, STRENGTH, index=index, seed=seed, offset=offset, **DRAWS[kind]),
         EAGER: lambda: eager(logits, delta, index),
+        REFERENCE: lambda: reference_chain(logits, delta, index),
         FLOOR: copy_of(logits.nbytes),
     }
     try:
