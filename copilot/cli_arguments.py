@@ -14,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from copilot.config import CONTEXT_LAYERS, FEEDBACKS, TABLES, VISIBILITIES
+from copilot.evaluation import MAX_NEW_TOKENS
 from copilot.ops.candidate_loss import LOSSES
 from copilot.ops.pool_layers import POOLINGS
 from copilot.ops.rectify import FUSIONS, RECTIFIERS
@@ -121,7 +122,7 @@ class GenerationArguments(PairArguments):
     """Which pair writes, and how."""
 
     num_beams: int = flag("Beams; 1 is greedy decoding.", 1)
-    max_new_tokens: int = flag("Tokens a completion may have.", 64)
+    max_new_tokens: int = flag("Tokens a completion may have.", MAX_NEW_TOKENS)
 
     def __post_init__(self) -> None:
         check_positive(num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)

@@ -63,7 +63,7 @@ class CopilotLM(HFLM):
             batch_size: texts a forward.
             device: None takes the GPU, when there is one, for a loaded pair and leaves another where it is. "cuda" is
                 None where there is no GPU, as for HFLM: lm-eval's command line asks for "cuda:0" unless told otherwise.
-            dtype: of the Pilot of a loaded pair; None takes that of its files.
+            dtype: of the Pilot of a loaded pair; None takes the type it had when the pair was saved.
             max_batch_size, trust_remote_code: ignored, and there because lm-eval's command line gives them to every
                 model: the one bounds a batch_size of "auto", the other is for models that transformers does not hold.
 
@@ -78,7 +78,7 @@ class CopilotLM(HFLM):
             device = None
         if isinstance(pair, str):
             tokenizer = tokenizer_of_pair(pair, pilot) if tokenizer is None else tokenizer
-            pair = classes_of(pair)[0].from_pretrained(pair, pilot=pilot, pilot_dtype=dtype or "auto")
+            pair = classes_of(pair)[0].from_pretrained(pair, pilot=pilot, pilot_dtype=dtype)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         elif tokenizer is None or pilot is not None or dtype is not None:
             raise ValueError(

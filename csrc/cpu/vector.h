@@ -65,7 +65,7 @@ inline Floats load(const BFloat16* from) { return bits<Floats>(widened(load_word
 // Subnormals are numbers, also where the processor is told to take those of float32 for zeros.
 inline Floats load(const Float16* from) {
 #if defined(__x86_64__) && COPILOT_LANES == 16
-  return bits<Floats>(_mm512_cvtph_ps(bits<__m256i>(load_words(from))));
+  return bits<Floats>(_mm512_maskz_cvtph_ps(-1, bits<__m256i>(load_words(from))));
 #elif defined(__x86_64__) && COPILOT_LANES == 8
   return bits<Floats>(_mm256_cvtph_ps(bits<__m128i>(load_words(from))));
 #else
