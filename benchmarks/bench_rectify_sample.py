@@ -2,9 +2,10 @@
 
     python -m pytest benchmarks/bench_rectify_sample.py --benchmark-only --results benchmarks/results/cpu
 
-About two minutes on two cores, most of them torch.compile's. The chain takes log p~ from `plain_torch`, or from the
-reference; it draws with torch.multinomial, and warps as transformers does, by sorting; greedily it is an argmax. The
-floor is a copy that moves as many bytes as must be moved: z read once.
+About two minutes on two cores, most of them torch.compile's. The chain takes log p~ from `plain_torch`, looks for
+top-p among the top-k alone and draws with torch.multinomial; greedily it is an argmax. The reference's takes log p~ of
+the reference, and warps as transformers does, by sorting. The floor is a copy that moves as many bytes as must be
+moved: z read once.
 
 On a GPU the CPU waits for checks of torch.multinomial, in the chain's time. With FlashInfer (`pip install
 flashinfer-python`) its sampling is measured there too, except greedily. It knows nothing of p~: log p~ / temperature
@@ -48,7 +49,7 @@ DRAWS: dict[str, dict[str, Any]] = {
     "temperature 0.8, top-k 50, top-p 0.95": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
 }
 
-OfRows = Callable[[Tensor, Tensor, Tensor], Tensor]  # of logits, delta, index
+Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +66,28 @@ def log_rectified(logits: Tensor, delta: Tensor, index: Tensor) -> Tensor:
     return plain_torch.rectify(logits, delta, STRENGTH, index)
 
 
-def reference_log_rectified(logits: Tensor, delta: Tensor, index: Tensor) -> Tensor:
-    return reference.rectify(logits, delta, STRENGTH, index, "simplex", "probability")
+def chain(temperature: float, top_k: int | None = None, top_p: float | None = None) -> Draw:
+    """From z, delta and index to a token of every row, in plain torch; top_k and top_p come together."""
+
+    def draw(*rows: Tensor) -> Tensor:
+        log_prob = log_rectified(*rows)
+        if temperature == 0:
+            return log_prob.argmax(-1)
+        if top_k is None:
+            return (log_prob / temperature).softmax(-1).multinomial(1)
+        largest, tokens = log_prob.topk(top_k)
+        prob = (largest / temperature).softmax(-1)
+        likelier = prob.cumsum(-1) - prob
+        return tokens.gather(-1, prob.masked_fill(likelier >= top_p, 0.0).multinomial(1))
+
+    return draw
 
 
-def chain(log_prob_of: OfRows, temperature: float, top_k: int | None = None, top_p: float | None = None) -> OfRows:
-    """From z, delta and index to a token of every row, in plain torch; `log_prob_of` them is log p~."""
+def reference_chain(temperature: float, top_k: int | None = None, top_p: float | None = None) -> Draw:
+    """The same by the references."""
 
     def draw(logits: Tensor, delta: Tensor, index: Tensor) -> Tensor:
-        log_prob = log_prob_of(logits, delta, index)
+        log_prob = reference.rectify(logits, delta, STRENGTH, index, "simplex", "probability")
         if temperature == 0:
             return log_prob.argmax(-1)
         return reference_sampling.warp(log_prob, temperature, top_k, top_p).softmax(-1).multinomial(1)
@@ -81,7 +95,7 @@ def chain(log_prob_of: OfRows, temperature: float, top_k: int | None = None, top
     return draw
 
 
-def flashinfer_chain(sampling: Any, temperature: float, top_k: int | None = None, top_p: float | None = None) -> OfRows:
+def flashinfer_chain(sampling: Any, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Draw:
     """The same by flashinfer.sampling, from compiled log p~ / temperature on."""
     scores = torch.compile(lambda *rows: log_rectified(*rows) / temperature, dynamic=False)
     if top_k is None:
@@ -99,14 +113,13 @@ def test_rectify_sample(benchmark: Any, figures: dict[str, Any], rows: int, kind
     index = logits.topk(K, dim=-1).indices
     delta = torch.randn(rows, K, generator=generator, device=DEVICE)
     seed, offset = torch.zeros(2, 1, dtype=torch.int64, device=DEVICE)
-    eager = chain(log_rectified, **DRAWS[kind])
-    reference_chain = chain(reference_log_rectified, **DRAWS[kind])
+    eager, of_reference = chain(**DRAWS[kind]), reference_chain(**DRAWS[kind])
     torch.compiler.reset()
     compiled = torch.compile(eager, dynamic=False)
     runs = {
         KERNEL: lambda: rectify_sample(logits, delta, STRENGTH, index=index, seed=seed, offset=offset, **DRAWS[kind]),
         EAGER: lambda: eager(logits, delta, index),
-        REFERENCE: lambda: reference_chain(logits, delta, index),
+        REFERENCE: lambda: of_reference(logits, delta, index),
         FLOOR: copy_of(logits.nbytes),
     }
     try:

@@ -75,27 +75,41 @@ def test_liger_does_the_job_of_the_others_on_logits_that_it_overwrites(
     assert mistakes is None
 
 
-def test_the_chain_and_the_references_draw_alike(benchmark_of: Any) -> None:
-    bench = benchmark_of("rectify_sample")
+def sampled_rows() -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, delta and index of four rows."""
     generator = torch.Generator().manual_seed(0)
     logits, delta = torch.randn(4, 50, generator=generator), torch.randn(4, 3, generator=generator)
-    rows = logits, delta, logits.topk(3).indices
-    torch.testing.assert_close(bench.log_rectified(*rows), bench.reference_log_rectified(*rows))
+    return logits, delta, logits.topk(3).indices
 
 
-def test_flashinfer_draws_from_what_the_chain_draws_from(benchmark_of: Any) -> None:
+@pytest.fixture
+def drawn_from(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The probabilities that torch.multinomial is given; it draws the likeliest."""
+    given: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "multinomial", lambda prob, _: given.append(prob) or prob.argmax(-1, keepdim=True))
+    return given
+
+
+@pytest.mark.parametrize("warpers", [(0.8,), (0.8, 7, 0.6)])
+def test_the_chain_draws_from_what_the_references_does(
+    benchmark_of: Any, drawn_from: list[Tensor], warpers: tuple[Any, ...]
+) -> None:
     bench = benchmark_of("rectify_sample")
-    generator = torch.Generator().manual_seed(0)
-    logits, delta = torch.randn(4, 50, generator=generator), torch.randn(4, 3, generator=generator)
-    rows = logits, delta, logits.topk(3).indices
+    tokens = [chain(*warpers)(*sampled_rows()) for chain in (bench.chain, bench.reference_chain)]
+    assert torch.equal(*tokens)
+    ours, theirs = (prob / prob.sum(-1, keepdim=True) for prob in drawn_from)
+    torch.testing.assert_close(ours.sort(descending=True).values, theirs.topk(ours.shape[1]).values)
+    assert ((theirs == 0).any(-1) == (len(warpers) > 1)).all()
+
+
+def test_flashinfer_draws_from_what_the_chain_draws_from(benchmark_of: Any, drawn_from: list[Tensor]) -> None:
+    bench = benchmark_of("rectify_sample")
+    rows = sampled_rows()
     sampling = SimpleNamespace(
         sampling_from_logits=lambda scores: scores.softmax(-1),
         top_k_top_p_sampling_from_logits=lambda scores, top_k, top_p: (scores.softmax(-1), top_k, top_p),
     )
-    drawn_from: list[Tensor] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tensor, "multinomial", lambda prob, _: drawn_from.append(prob))
-        bench.chain(bench.log_rectified, 0.8)(*rows)
+    bench.chain(0.8)(*rows)
     torch.testing.assert_close(bench.flashinfer_chain(sampling, 0.8)(*rows), drawn_from[0])
     prob, top_k, top_p = bench.flashinfer_chain(sampling, 0.8, top_k=5, top_p=0.9)(*rows)
     torch.testing.assert_close(prob, drawn_from[0])
