@@ -1,4 +1,4 @@
-"""The twelve tasks: reading the LLM-Adapters layout, finding answers in generated text, judging them."""
+"""The tasks: reading the LLM-Adapters layout, finding answers in generated text, judging them."""
 
 import json
 import os
