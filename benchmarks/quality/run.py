@@ -290,7 +290,7 @@ def task_of(experiment: Experiment, data: str, pilot: str | None, parser: argpar
     task = TASKS[experiment.kind]
     if pilot is not None and "pilot" not in {of.name for of in fields(task)}:
         parser.error(
-            f"--pilot: a Pilot of kind {experiment.kind} is trained from scratch, none is accepted; got {pilot}"
+            f"--pilot: Pilots of kind {experiment.kind} are trained from scratch, none is accepted; got {pilot}"
         )
     return task(**experiment.task | {"data": data} | ({} if pilot is None else {"pilot": pilot}))
 
