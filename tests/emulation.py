@@ -1,7 +1,8 @@
 """The CUDA kernels run by the CPU, in place of the CPU's own: their logic is tested where no GPU is.
 
 COPILOT_EMULATION=1 has them loaded before the first test; COPILOT_EMULATED_CAPABILITY=80 emulates a GPU without
-clusters of blocks, COPILOT_EMULATED_SHARED=101376 one whose blocks have no more bytes of shared memory.
+clusters of blocks, COPILOT_EMULATED_CODE=90 beside 120 one that runs code written for an older one, and
+COPILOT_EMULATED_SHARED=101376 one whose blocks have no more bytes of shared memory.
 """
 
 from pathlib import Path

@@ -126,7 +126,7 @@ inline void mistake_of_row(const MistakeCrossEntropy& job, int64_t n, const T* r
     largest = found[0].value;
     for (int64_t j = 0; j < kept; ++j) {
       job.top_index[n * kept + j] = found[j].index;
-      prob[j] = element(row, found[j].index);  // not found[j].value, which hides a NaN
+      prob[j] = found[j].value;
     }
     std::sort(found.begin(), found.end(), is_earlier);
     rest = sums_of_rest(row, job.vocabulary, found, largest, next_row);
