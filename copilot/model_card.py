@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import Trainer
 
 TAG = "transformer-copilot"
@@ -52,5 +52,5 @@ def model_card(trainer: Trainer) -> str:
 def write_model_card(trainer: Trainer, folder: Path) -> None:
     """Write README.md, unless there is one of somebody else's."""
     path = folder / "README.md"
-    if not path.exists() or TAG in path.read_text(encoding="utf-8"):
+    if not path.exists() or TAG in (ModelCard.load(path, ignore_metadata_errors=True).data.tags or []):
         path.write_text(model_card(trainer), encoding="utf-8")

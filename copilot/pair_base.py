@@ -219,7 +219,9 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
         if not Path(path).is_dir():  # the whole repository, so that a Pilot saved beside the Copilot comes with it
             revision = {"revision": kwargs.pop("revision")} if "revision" in kwargs else {}
-            unneeded = ["*checkpoint*/*", *([] if pilot is None else ["pilot/*"])]
+            # Of a training's checkpoints only what is asked for.
+            unneeded = [] if "subfolder" in kwargs else ["checkpoint-*", "last-checkpoint/*"]
+            unneeded += [] if pilot is None else ["pilot/*"]
             try:
                 path = snapshot_download(str(path), ignore_patterns=unneeded, **revision, **hub)
             except HFValidationError as error:

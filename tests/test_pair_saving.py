@@ -309,8 +309,18 @@ def test_a_pair_of_the_hub_comes_with_its_pilot_where_that_is_needed(tmp_path, m
     where = {"revision": "r", "token": "t", "cache_dir": str(tmp_path / "cache"), "local_files_only": True}
     pilot = tiny_pilot() if given else None
     PilotCopilotForCausalLM.from_pretrained("some/pair", pilot=pilot, **where)
-    unneeded = ["*checkpoint*/*", "pilot/*"] if given else ["*checkpoint*/*"]
+    unneeded = ["checkpoint-*", "last-checkpoint/*", *(["pilot/*"] if given else [])]
     assert asked == [("some/pair", {"ignore_patterns": unneeded} | where)]
+
+
+def test_a_checkpoint_of_the_hub_comes_where_it_is_asked_for(tmp_path, monkeypatch):
+    random_pair().save_pretrained(tmp_path / "checkpoint-2")
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        pair_base, "snapshot_download", lambda _name, ignore_patterns: asked.append(ignore_patterns) or str(tmp_path)
+    )
+    PilotCopilotForCausalLM.from_pretrained("some/pair", pilot=tiny_pilot(), subfolder="checkpoint-2")
+    assert asked == [["pilot/*"]]
 
 
 def test_what_is_neither_a_folder_nor_a_hub_id_is_told():

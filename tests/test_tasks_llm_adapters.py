@@ -95,11 +95,12 @@ def test_an_answer_in_words_is_accepted_where_no_number_is_asked_for(tmp_path: P
     assert read_examples(tmp_path, "boolq", "test")[0].answer == "true"
 
 
-def test_the_layout_has_ten_tasks_beside_the_generated_problems() -> None:
+def test_the_paper_has_twelve_tasks_beside_the_generated_problems() -> None:
     kinds = [task.kind for name, task in TASKS.items() if name != "arithmetic_problems"]
-    assert len(kinds) == 10
+    assert len(kinds) == 12
     assert kinds.count("commonsense") == 6
     assert kinds.count("arithmetic") + kinds.count("equation") == 4
+    assert kinds.count("recommendation") == 2
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,8 @@ def test_the_layout_has_ten_tasks_beside_the_generated_problems() -> None:
         ("SVAMP", "no idea", None),
         ("mawps", " X=((22.0-14.0)/4.0)", 2.0),
         ("mawps", "x = 3*6\nQuestion: 4?", 18.0),
+        ("lastfm", " LastFM item_1253, LastFM item_7", "item_1253"),
+        ("beauty", "nothing", None),
     ],
 )
 def test_the_answer_is_found_in_generated_text(task: str, text: str, answer: str | float | None) -> None:

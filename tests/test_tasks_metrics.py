@@ -1,19 +1,38 @@
 """Metrics against values worked out by hand or by brute force."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
-from copilot.tasks import Interval, discounted_gains, hit_at_k, ndcg_at_k, paired_bootstrap
+from copilot.tasks import (
+    accuracy,
+    bootstrap_interval,
+    discounted_gains,
+    hit_at_k,
+    ndcg_at_k,
+    paired_bootstrap,
+    ranks_in_lists,
+)
 
 RANKS = [1.0, 3.0, 6.0, math.inf]
 
 
-def bootstrap_interval(values: Any, **options: Any) -> Interval:
-    """Of the first of two systems; the second is ten times as far from 0."""
-    return paired_bootstrap(values, 10.0 * np.asarray(values), **options).a
+def test_accuracy_is_the_share_of_correct_answers() -> None:
+    assert accuracy([True, False, True, True]) == 0.75
+
+
+def test_ranks_count_from_one_and_absent_targets_are_at_infinity() -> None:
+    ranks = ranks_in_lists([[5, 7, 9], [5, 7, 9], [5], []], [5, 9, 7, 1])
+    assert ranks.tolist() == [1.0, 3.0, math.inf, math.inf]
+
+
+def test_ranks_work_on_items_named_by_text() -> None:
+    assert ranks_in_lists([["item_3", "item_1"]], ["item_1"]).tolist() == [2.0]
+
+
+def test_an_item_ranked_twice_counts_at_its_better_place() -> None:
+    assert ranks_in_lists([[4, 2, 2]], [2]).tolist() == [2.0]
 
 
 @pytest.mark.parametrize(("k", "hit"), [(1, 0.25), (2, 0.25), (3, 0.5), (5, 0.5), (6, 0.75), (100, 0.75)])
@@ -31,13 +50,12 @@ def test_ndcg_agrees_with_the_general_formula_over_relevance_lists() -> None:
     generator = np.random.default_rng(0)
     rankings = [generator.permutation(30).tolist() for _ in range(50)]
     targets = generator.integers(30, size=50).tolist()
-    ranks, total = [], 0.0
+    total = 0.0
     for ranking, target in zip(rankings, targets, strict=True):
         gain = sum((item == target) / math.log2(place + 2) for place, item in enumerate(ranking[:10]))
         ideal = 1 / math.log2(2)
         total += gain / ideal
-        ranks.append(ranking.index(target) + 1)
-    assert ndcg_at_k(ranks, 10) == pytest.approx(total / 50)
+    assert ndcg_at_k(ranks_in_lists(rankings, targets), 10) == pytest.approx(total / 50)
 
 
 def test_a_bootstrap_interval_agrees_with_a_plain_loop() -> None:
@@ -95,17 +113,19 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_arguments_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"a has shape \(0,\)"):
-        paired_bootstrap([], [])
+    with pytest.raises(ValueError, match=r"correct has shape \(0,\)"):
+        accuracy([])
     with pytest.raises(ValueError, match="k is 0; accepted is 1 or more"):
         hit_at_k(RANKS, 0)
     with pytest.raises(ValueError, match=r"ranks holds 0\.0; accepted is 1 or more"):
         ndcg_at_k([0.0, 1.0], 5)
     with pytest.raises(ValueError, match="ranks holds nan"):
         hit_at_k([math.nan], 5)
+    with pytest.raises(ValueError, match="rankings has 1 lists; accepted is one for each of the 2 targets"):
+        ranks_in_lists([[1]], [1, 2])
     with pytest.raises(ValueError, match="b has 2 values; accepted is one for each of the 1 values of a"):
         paired_bootstrap([1], [1, 0])
-    with pytest.raises(ValueError, match="a holds nan"):
+    with pytest.raises(ValueError, match="values holds nan"):
         bootstrap_interval([math.nan])
     with pytest.raises(ValueError, match="samples is 0"):
         bootstrap_interval([1.0], samples=0)

@@ -644,10 +644,11 @@ def test_a_readme_of_somebody_elses_is_left_alone(make_trainer):
     card.write_text(card.read_text().replace("Quick start", "Start"))
     trainer.save_model()
     assert "Quick start" in card.read_text()
-    card.write_text("# My project")
-    trainer.save_model()
-    trainer.create_model_card()
-    assert card.read_text() == "# My project"
+    for other in ("# My project", "---\nlicense: mit\n---\nThis uses transformer-copilot."):
+        card.write_text(other)
+        trainer.save_model()
+        trainer.create_model_card()
+        assert card.read_text() == other
 
 
 @pytest.mark.parametrize(("options", "copies"), [({}, True), ({"hub_strategy": "end"}, False)])

@@ -1,4 +1,4 @@
-"""The paper's tasks of the LLM-Adapters repository, and the reader of data in its layout.
+"""The paper's tasks, and the reader of data in the layout of the LLM-Adapters repository.
 
 `<root>/<task>/<split>.json` holds a list of objects with the fields `instruction`, `input`, `output` and `answer`.
 A task says how such an object becomes a prompt, how the answer is found in what a model wrote, and when it is correct.
@@ -14,7 +14,7 @@ from typing import Literal
 from copilot.tasks.equations import evaluate_equation
 from copilot.tasks.example import Example
 
-Kind = Literal["commonsense", "arithmetic", "equation"]
+Kind = Literal["commonsense", "arithmetic", "equation", "recommendation"]
 Split = Literal["train", "valid", "test"]
 
 # That of LLM-Adapters. It is absolute: a relative one would let 5605 pass for 5600. Where a reference is rounded to two
@@ -30,6 +30,7 @@ _NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _FINAL_ANSWER = re.compile(r".*the answer is([^\n]*)", re.IGNORECASE | re.DOTALL)
 _FINAL_LETTER = re.compile(r".*(?i:the answer is):?\s*(?i:option\s+)?\(?([A-E])\b", re.DOTALL)
 _LONE_LETTER = re.compile(r"(?:\(|\\boxed\{|\*\*)([A-E])(?:\)|\}|\*\*)|^\s*([A-E])\.?\s*$")
+_ITEM = re.compile(r"item_\d+")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ def extract_letter(text: str) -> str | None:
         return final.group(1)
     letters = [set_off or alone for set_off, alone in _LONE_LETTER.findall(text)]
     return letters[-1] if letters else None
+
+
+def extract_item(text: str) -> str | None:
+    """The first item named in the text, such as `item_1253`."""
+    item = _ITEM.search(text)
+    return item.group() if item else None
 
 
 def read_examples(root: str | Path, task: str, split: Split) -> list[Example]:
@@ -164,6 +171,7 @@ def _commonsense(allowed: str) -> Task:
 
 _QUESTION = "Question: {instruction}\nAnswer:"
 _EQUATION = "Question: {instruction}\nEquation:"
+_NEXT_ITEM = "{instruction}\nNext item:"
 
 TASKS: dict[str, Task] = {
     "piqa": _commonsense("solution[12]"),
@@ -176,6 +184,8 @@ TASKS: dict[str, Task] = {
     "gsm8k": Task("arithmetic", _QUESTION, extract_number),
     "mawps": Task("equation", _EQUATION, evaluate_equation),
     "SVAMP": Task("arithmetic", _QUESTION, extract_number),
+    "beauty": Task("recommendation", _NEXT_ITEM, extract_item),
+    "lastfm": Task("recommendation", _NEXT_ITEM, extract_item),
     "arithmetic_problems": Task("equation", _EQUATION, evaluate_equation),
 }
-"""The paper's ten tasks of the LLM-Adapters layout, and the generated problems of `generate_problems`."""
+"""The twelve tasks of the paper, and the generated problems of `generate_problems`."""

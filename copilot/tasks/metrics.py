@@ -1,5 +1,6 @@
-"""Metrics of the paper's tasks, and how far a measured difference can be trusted."""
+"""Metrics of the twelve tasks, and how far a measured difference can be trusted."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,30 @@ class PairedBootstrap:
     difference: Interval
 
 
+def accuracy(correct: ArrayLike) -> float:
+    """Share of correct answers; `correct` is (examples,), boolean or 0 and 1."""
+    return float(_values("correct", correct).mean())
+
+
+def ranks_in_lists(rankings: Sequence[Sequence[Hashable]], targets: Sequence[Hashable]) -> NDArray[np.float64]:
+    """Rank of each target in its ranked list, counted from 1; infinity where the list does not hold it.
+
+    Args:
+        rankings: For each user the recommended items, best first; the lists may differ in length.
+        targets: (users,), the item each user chose.
+
+    Returns:
+        (users,) ranks.
+    """
+    if len(rankings) != len(targets):
+        raise ValueError(f"rankings has {len(rankings)} lists; accepted is one for each of the {len(targets)} targets")
+    ranks = [
+        list(ranking).index(target) + 1 if target in ranking else np.inf
+        for ranking, target in zip(rankings, targets, strict=True)
+    ]
+    return np.asarray(ranks, dtype=np.float64)
+
+
 def hit_at_k(ranks: ArrayLike, k: int) -> float:
     """Share of users whose target is among the first `k` items; `ranks` is (users,), from 1, infinity if absent."""
     return float((_ranks(ranks, k) <= k).mean())
@@ -43,22 +68,25 @@ def discounted_gains(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
     return np.where(checked <= k, 1.0 / np.log2(1.0 + checked), 0.0)
 
 
+def bootstrap_interval(values: ArrayLike, samples: int = 10_000, seed: int = 0, level: float = 0.95) -> Interval:
+    """Mean of `values`, (examples,), with its percentile bootstrap interval.
+
+    Args:
+        values: One finite number an example, such as 0 or 1 for wrong or correct.
+        samples: Number of resamples.
+        seed: Seed of the resampling; the same seed gives the same interval.
+        level: Probability the interval is to cover, above 0 and below 1.
+    """
+    return _intervals(_values("values", values)[:, None], samples, seed, level)[0]
+
+
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, samples: int = 10_000, seed: int = 0, level: float = 0.95
 ) -> PairedBootstrap:
     """Compare two systems on the same examples; `difference` is the gain of `b` over `a`.
 
     Each resample draws the same examples for both, so what makes an example hard for both does not widen the interval
-    of the difference.
-
-    Args:
-        a, b: (examples,), one finite number an example, such as 0 or 1 for wrong or correct.
-        samples: Number of resamples.
-        seed: Seed of the resampling; the same seed gives the same intervals.
-        level: Probability an interval is to cover, above 0 and below 1.
-
-    Returns:
-        Means with their percentile bootstrap intervals.
+    of the difference. `a` and `b` are (examples,); the other arguments are those of `bootstrap_interval`.
     """
     first, second = _values("a", a), _values("b", b)
     if first.shape != second.shape:
