@@ -85,12 +85,14 @@ EXACT = Metric("exact match, % ↑", lambda arm: arm.get("exact"), scale=100, di
 BEAMS = Metric("exact match of 4 beams, % ↑", lambda arm: arm.get("exact, 4 beams"), scale=100, digits=1)
 ANSWERS = Metric("right answers, % ↑", lambda arm: arm.get("answers, greedy"), scale=100, digits=1)
 ANSWERS_OF_BEAMS = Metric("right answers of 4 beams, % ↑", lambda arm: arm.get("answers, 4 beams"), scale=100, digits=1)
+LISTED_HIT = Metric("Hit@10 of 10 beams, % ↑", lambda arm: arm.get("listed, hit@10"), scale=100, digits=1)
+LISTED_NDCG = Metric("NDCG@10 of 10 beams ↑", lambda arm: arm.get("listed, ndcg@10"))
 BRIER = Metric("Brier score ↓", lambda arm: per_token(arm, "brier"))
 HIT = Metric("Hit@10 ↑", lambda arm: per_token(arm, "hit@10"))
 NDCG = Metric("NDCG@10 ↑", lambda arm: per_token(arm, "ndcg@10"))
 NLL = Metric("NLL ↓", lambda arm: per_token(arm, "nll"))
 METRICS = {
-    "written_answers": [EXACT, ANSWERS, ANSWERS_OF_BEAMS, BRIER, NLL],
+    "written_answers": [EXACT, ANSWERS, ANSWERS_OF_BEAMS, LISTED_HIT, LISTED_NDCG, BRIER, NLL],
     "next_item": [HIT, NDCG, NLL],
     "equations": [EXACT, BEAMS, BRIER, NLL],
 }

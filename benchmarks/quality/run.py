@@ -2,7 +2,8 @@
 
 A YAML file says what is trained and compared; see `Experiment`. Each training writes one JSON to OUT/NAME when it is
 complete; what is there already is skipped, as are the committed results in the default OUT. DATA is a folder in the
-layout of LLM-Adapters (for the LastFM task its file), PILOT a folder or hub id. Several processes may share the seeds.
+layout of LLM-Adapters (for a task of recommendation its file), PILOT a folder or hub id. Several processes may share
+the seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import json
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Experiment:
     Attributes:
         kind: a key of `TASKS`.
         task: further fields of that class.
-        batch_size, learning_rate, copilot_learning_rate, warmup: of every training; warmup as a share of its steps.
+        batch_size, learning_rate, copilot_learning_rate, warmup: of every training; see `training.train`.
         compile: whether decoder layers, of Pilots and Copilots, are compiled for training.
         arms: by name.
         points: by name.
@@ -110,6 +111,10 @@ class Experiment:
         arms = {name: Arm(**(arm or {})) for name, arm in facts.pop("arms").items()}
         points = {name: Point(**{"arms": list(arms)} | point) for name, point in facts.pop("points").items()}
         return cls(**facts, arms=arms, points=points)
+
+    def of(self, task: str) -> Experiment:
+        """The same with another task of its kind."""
+        return replace(self, task=self.task | {"task": task})
 
 
 class Run:
@@ -307,13 +312,19 @@ def main() -> None:
     parser.add_argument("experiment", help="a YAML file")
     parser.add_argument("--data", required=True)
     parser.add_argument("--pilot", help="of experiments with a pretrained Pilot; replaces the one of the YAML file")
+    parser.add_argument("--task", help="replaces the one of the YAML file, and OUT/NAME becomes OUT/NAME_TASK")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--points", nargs="+", help="only these")
     parser.add_argument("--out", default="benchmarks/results/quality")
     arguments = parser.parse_args()
     experiment = Experiment.read(arguments.experiment)
+    name = Path(arguments.experiment).stem
+    if arguments.task is not None:
+        if "task" not in experiment.task:
+            parser.error(f"--task: kind {experiment.kind} is one task, none is accepted; got {arguments.task}")
+        experiment, name = experiment.of(arguments.task), f"{name}_{arguments.task}"
     task = task_of(experiment, arguments.data, arguments.pilot, parser)
-    folder = Path(arguments.out) / Path(arguments.experiment).stem
+    folder = Path(arguments.out) / name
     folder.mkdir(parents=True, exist_ok=True)
     facts = provenance(experiment)  # of the code that runs: the commit may be another when a training is complete
 

@@ -17,17 +17,30 @@ from training import autocast
 from transformers import AutoTokenizer
 
 from copilot import PilotCopilotForCausalLM
-from copilot.calibration import Held, Scores, supervision_of
-from copilot.data import DataCollator, prepare_dataset
+from copilot.calibration import Held, Scores, evaluating, supervision_of
+from copilot.data import DataCollator, prepare_dataset, prompt_tokens
 from copilot.evaluation import evaluate, to_rows
 from copilot.ops import Mistakes, mistake_cross_entropy
 from copilot.pair import PilotCopilotModel
-from copilot.tasks import Example, hit_at_k, ndcg_at_k, read_examples, read_item_sequences
+from copilot.tasks import (
+    TASKS,
+    Example,
+    discounted_gains,
+    extract_item,
+    hit_at_k,
+    ndcg_at_k,
+    ranks_in_lists,
+    read_examples,
+    read_item_sequences,
+    sequence_examples,
+)
+from copilot.tasks.llm_adapters import Split
 
 BATCH = 32  # rows a forward when measuring
 HISTORY = 50  # items of a user
 TEMPERATURES = [0.6 + step / 10 for step in range(25)]
 BEAMS = {"greedy": 1, "4 beams": 4}
+LISTED = 10  # beams that list items
 
 
 @dataclass(frozen=True)
@@ -103,12 +116,43 @@ def ranking(score: Tensor, target: Tensor, lengths: list[int]) -> dict[str, list
     return {name: [round(metric(of_user, 10), 5) for of_user in ranks] for name, metric in by_metric.items()}
 
 
+def read_splits(data: str, task: str) -> dict[str, list[Example]]:
+    """Examples for train, test and, where there are some, valid."""
+    if TASKS[task].kind == "recommendation":
+        sequences = read_item_sequences(data)
+        return {
+            "train": sequence_examples(sequences, task, "train"),
+            "valid": sequence_examples(sequences, task, "validation"),
+            "test": sequence_examples(sequences, task, "test"),
+        }
+    names: list[Split] = ["train", "test"]
+    if (Path(data) / task / "valid.json").is_file():
+        names.append("valid")
+    return {name: read_examples(data, task, name) for name in names}
+
+
+@torch.no_grad()
+def ranked_lists(pair: PilotCopilotModel, tokenizer: Any, prompts: list[str], **generation: Any) -> list[list[str]]:
+    """For each prompt the items that `LISTED` beams name, the likeliest first, each once."""
+    found = []
+    for start in range(0, len(prompts), BATCH // 4):
+        tokens = [prompt_tokens(prompt, tokenizer) for prompt in prompts[start : start + BATCH // 4]]
+        batch = tokenizer.pad({"input_ids": tokens}, padding_side="left", return_tensors="pt").to(pair.device)
+        beams = {"num_beams": LISTED, "num_return_sequences": LISTED, "pad_token_id": tokenizer.pad_token_id}
+        written = pair.generate(**batch, do_sample=False, **beams, **generation)
+        texts = tokenizer.batch_decode(written[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+        for first in range(0, len(texts), LISTED):
+            named = [item for text in texts[first : first + LISTED] if (item := extract_item(text))]
+            found.append(list(dict.fromkeys(named)))
+    return found
+
+
 @dataclass(frozen=True)
 class WrittenAnswers:
-    """A task of the LLM-Adapters layout and a pretrained decoder-only Pilot with LoRA.
+    """A task of `copilot.tasks` and a pretrained decoder-only Pilot with LoRA.
 
     Attributes:
-        data: folder of the data.
+        data: folder in the LLM-Adapters layout; of a recommendation task the file of its sequences.
         pilot: folder or hub id.
         task: its name.
         train_size: examples to learn from, drawn anew for each seed.
@@ -118,7 +162,7 @@ class WrittenAnswers:
             training file.
         lora: fields of the Pilot's `peft.LoraConfig`.
         new_tokens: an answer may have.
-        decoding: how answers are also written freely: names of `BEAMS`.
+        decoding: how answers are also written freely: names of `BEAMS`. Items are then also listed by ten beams.
         max_length: tokens of a row at most; see `copilot.data.prepare_dataset`.
     """
 
@@ -135,15 +179,16 @@ class WrittenAnswers:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(self.pilot)
+        tokenizer = AutoTokenizer.from_pretrained(self.pilot)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads
+        return tokenizer
 
     @cached_property
     def splits(self) -> dict[str, list[Example]]:
         """held_out, validation, train (what is left) and, where the test file has no completions, test."""
         shuffle = np.random.default_rng(0).permutation
-        read = {name: read_examples(self.data, self.task, name) for name in ("train", "test")}
-        if (Path(self.data) / self.task / "valid.json").is_file():
-            read["valid"] = read_examples(self.data, self.task, "valid")
+        read = read_splits(self.data, self.task)
         pool = {name: [examples[index] for index in shuffle(len(examples))] for name, examples in read.items()}
         splits = {}
         if pool["test"][0].completion:
@@ -196,6 +241,14 @@ class WrittenAnswers:
             with autocast(pair):
                 written = evaluate(pair, self.tokenizer, examples, num_beams=BEAMS[name], **options)
             facts[f"answers, {name}"] = written.correct.astype(int).tolist()
+        if write and self.decoding and TASKS[self.task].kind == "recommendation":
+            examples = self.splits["held_out"]
+            with autocast(pair), evaluating(pair):
+                options = {"strength": strength, "max_new_tokens": self.new_tokens}
+                lists = ranked_lists(pair, self.tokenizer, [example.prompt for example in examples], **options)
+            ranks = ranks_in_lists(lists, [example.answer for example in examples])
+            facts["listed, hit@10"] = (ranks <= LISTED).astype(int).tolist()
+            facts["listed, ndcg@10"] = discounted_gains(ranks, LISTED).round(5).tolist()
         return facts
 
 

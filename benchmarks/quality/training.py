@@ -88,6 +88,11 @@ class Optimizer:
         self.adam.zero_grad()
 
 
+def warmup_steps(warmup: float, steps: int) -> int:
+    """Of a share of the steps, or from 1 on of their number, as transformers has it."""
+    return round(warmup if warmup >= 1 else warmup * steps)
+
+
 def now() -> float:
     """Seconds, after all work given to a GPU."""
     if torch.cuda.is_available():
@@ -151,7 +156,7 @@ def train(
         steps: rounds in all.
         batch_size: rows a round.
         learning_rate: of the teachers, at most.
-        warmup: share of the steps in which every learning rate rises.
+        warmup: share of the steps in which every learning rate rises; from 1 on their number.
         seed: of the order of the rows, of dropout and of what is drawn from the logs.
 
     Returns:
@@ -165,12 +170,12 @@ def train(
         learns, shows = teacher.learns, teacher.shows
         learned.append(None if learns is None else endless(learns, collate, batch_size, seed + index))
         shown.append(None if shows is None else endless(shows, collate, batch_size, seed + index))
-        warmup_steps = round(warmup * count)
-        pilots.append(None if learns is None else Optimizer(teacher.pair.pilot, learning_rate, count, warmup_steps))
+        rising = warmup_steps(warmup, count)
+        pilots.append(None if learns is None else Optimizer(teacher.pair.pilot, learning_rate, count, rising))
     copilots = {}
     for name, student in students.items():
         count = steps * student.updates
-        copilots[name] = Optimizer(student.pair.copilot, student.learning_rate, count, round(warmup * count))
+        copilots[name] = Optimizer(student.pair.copilot, student.learning_rate, count, warmup_steps(warmup, count))
         student.pair.train()
         student.pair.mistake_log = MistakeLog(student.log_rounds, seed=seed)
     stopwatch = Stopwatch()
