@@ -18,7 +18,8 @@ from typing import Any
 
 from report_overview import overview
 from report_parts import NOT_MEASURED, provenance, table
-from report_quality import draw_quality, quality, read_quality, theorem
+from report_quality import draw_quality, quality, theorem
+from report_summary import draw_summary, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "quality" / "FINDINGS.md"]
@@ -101,6 +102,7 @@ KERNEL_CASES = {
 }
 
 
+KERNEL_TABLES = [("rectify", "rectify_sample"), ("mistake_cross_entropy", "candidate_loss"), ("pool_layers",)]
 COPY = "copy of the same bytes"
 
 
@@ -129,22 +131,22 @@ def kernels(folder: Path) -> str:
             for name, result in results.items()
             for case in KERNEL_CASES[name]
         }
-        variants = {name: case["variants"] for name, case in cases.items()}
-        columns = dict.fromkeys(name for of_case in variants.values() for name in of_case if name != "kernel")
-        rows = [
-            [name, duration(*of_case["kernel"]["seconds"]), *(multiple(of_case.get(column)) for column in columns)]
-            for name, of_case in variants.items()
-        ]
         command = f"python -m pytest benchmarks/bench_*.py --benchmark-only --results benchmarks/results/{device.name}"
         lines = [
             "The kernel's time, and those of the others as multiples of it: median (p20–p80) of interleaved rounds. "
             "That of the copy is the share of its bandwidth that the kernel reaches; the largest copy moves "
             f"{bandwidth(cases.values())}.",
             "",
-            *table(["", "kernel", *columns], rows),
-            "",
-            provenance(list(results.values()), command),
         ]
+        for group in KERNEL_TABLES:
+            shown = {name: case["variants"] for name, case in cases.items() if name.split("`")[1] in group}
+            columns = dict.fromkeys(name for of_case in shown.values() for name in of_case if name != "kernel")
+            rows = [
+                [name, duration(*of_case["kernel"]["seconds"]), *(multiple(of_case.get(column)) for column in columns)]
+                for name, of_case in shown.items()
+            ]
+            lines += [*table(["", "kernel", *columns], rows), ""] if rows else []
+        lines.append(provenance(list(results.values()), command))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or NOT_MEASURED
 
@@ -153,6 +155,7 @@ LASTFM = ("lastfm", "ablation_lastfm", "combined_lastfm")
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "overhead": overhead,
+    "summary": summary,
     "overview": overview,
     "theorem": partial(theorem, name="lastfm", about="--data LastFM.txt"),
     **{name: partial(quality, name=name, about="--data LastFM.txt") for name in LASTFM},
@@ -168,7 +171,8 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
         )
     },
 }
-FIGURES = ("mawps",)  # results/quality/NAME.png
+# results/quality/NAME.png; None where there are no results.
+FIGURES: dict[str, Callable[[Path], Any]] = {"summary": draw_summary, "mawps": partial(draw_quality, name="mawps")}
 
 
 def rewrite(text: str, folder: Path) -> str:
@@ -205,9 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"not up to date with benchmarks/results: {names}; run python benchmarks/report.py", file=sys.stderr)
         return 1
     if not check:
-        for name in FIGURES:
-            if read_quality(RESULTS, name):
-                draw_quality(RESULTS, name).savefig(RESULTS / "quality" / f"{name}.png", dpi=150)
+        for name, draw in FIGURES.items():
+            if (figure := draw(RESULTS)) is not None:
+                figure.savefig(RESULTS / "quality" / f"{name}.png", dpi=150)
     return 0
 
 

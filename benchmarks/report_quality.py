@@ -339,6 +339,8 @@ def draw_quality(folder: Path, name: str) -> Any:
     """Differences to the Pilot with their 95 % intervals, a row an arm and point, a column a metric."""
     from matplotlib.figure import Figure
 
+    if not read_quality(folder, name):
+        return None
     by_point = {point: arms_of(results) for point, results in read_quality(folder, name).items()}
     settings = next(iter(read_quality(folder, name).values()))[0]["settings"]
     pilots = [result for arms in by_point.values() for result in arms[BASELINE]]

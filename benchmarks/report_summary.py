@@ -1,0 +1,192 @@
+"""README's summary of quality: for each task and length of training one score, Copilots beside their rivals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from report_overview import overview_time
+from report_parts import NOT_MEASURED, Result, plural, provenance, table
+from report_quality import (
+    ARMS,
+    BASELINE,
+    BRIER,
+    NLL,
+    SAME_TIME,
+    Arms,
+    Compared,
+    Metric,
+    arms_of,
+    compare,
+    interval_cell,
+    of_fewer,
+    read_quality,
+)
+
+# A row: its title, its metric, and the experiments and points that it is of. An arm is of the first that has it.
+ROWS: list[tuple[str, Metric, list[tuple[str, str]]]] = [
+    ("MAWPS", BRIER, [("mawps", "short")]),
+    ("MAWPS", BRIER, [("mawps", "medium")]),
+    ("MAWPS", BRIER, [("mawps", "long")]),
+    ("GSM8K", BRIER, [("gsm8k", "short")]),
+    ("GSM8K, all of it", BRIER, [("gsm8k_full", "short")]),
+    ("OpenBookQA", BRIER, [("openbookqa", "short")]),
+    ("OpenBookQA, all of it", BRIER, [("openbookqa_full", "short")]),
+    ("BoolQ", BRIER, [("boolq", "short")]),
+    ("MAWPS, small T5", BRIER, [("combined_equations", "short"), ("equations", "short")]),
+    ("MAWPS, small T5", BRIER, [("equations", "medium")]),
+    ("MAWPS, small T5", BRIER, [("combined_equations", "long"), ("equations", "long")]),
+    ("LastFM", NLL, [("combined_lastfm", "under-trained"), ("lastfm", "under-trained")]),
+    ("LastFM", NLL, [("combined_lastfm", "best"), ("lastfm", "best")]),
+    ("LastFM", NLL, [("lastfm", "over-trained")]),
+]
+COLUMNS = [
+    "temperature",
+    "+ Copilot",
+    "trained as long",
+    "+ Copilot, best other form",
+    "trained as long as that",
+    "new layers",
+]
+COLOURS = ["#9a9a9a", "#7fb0de", "#f0a868", "#1f5fa8", "#c2571a", "#4c9a5a"]
+RIVALS = ("extra_compute", "extra_parameters")  # beginnings of their names
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An arm, and the Pilot of its own run, which it is compared with."""
+
+    name: str
+    arm: list[Result]
+    pilot: list[Result]
+
+    @property
+    def time(self) -> float:
+        return float(np.mean([result["time"] for result in self.arm]))
+
+    def compared(self, metric: Metric) -> Compared | None:
+        return compare(metric, self.arm, self.pilot)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task and a length of training."""
+
+    title: str
+    metric: Metric
+    runs: list[Arms]
+
+    @cached_property
+    def arms(self) -> dict[str, Shown]:
+        """By name, of the first run that has them."""
+        found: dict[str, Shown] = {}
+        for arms in self.runs:
+            for name, arm in arms.items():
+                found.setdefault(name, Shown(name, arm, arms[BASELINE]))
+        return found
+
+    def of_validation(self, shown: Shown) -> float:
+        """What an arm adds to its Pilot's score on validation data."""
+        place = (BRIER, NLL).index(self.metric)
+        pilot = {result["seed"]: result["validation"][place] for result in shown.pilot}
+        return float(np.mean([result["validation"][place] - pilot[result["seed"]] for result in shown.arm]))
+
+    def columns(self) -> list[Shown | None]:
+        """What stands in `COLUMNS`."""
+        others = (BASELINE, "tempered", "pair", "by_confidence", "transferred")
+        copilots = [of for name, of in self.arms.items() if not name.startswith(RIVALS) and name not in others]
+        beside_a_rival = [of for of in copilots if self.as_long_as(of) is not None]
+        best = min(beside_a_rival, key=self.of_validation, default=None)
+        return [
+            self.arms.get("tempered"),
+            self.arms.get("pair"),
+            self.arms.get("extra_compute"),
+            best,
+            None if best is None else self.as_long_as(best),
+            self.arms.get("extra_parameters"),
+        ]
+
+    def as_long_as(self, shown: Shown) -> Shown | None:
+        """The Pilot without a Copilot whose training took the time nearest to an arm's, and about as long."""
+        rivals = [of for name, of in self.arms.items() if name.startswith("extra_compute")]
+        near = [of for of in rivals if abs(of.time - shown.time) <= SAME_TIME * of.time]
+        return min(near, key=lambda of: abs(of.time - shown.time), default=None)
+
+
+def read(folder: Path) -> tuple[list[Row], list[Result]]:
+    """The rows that there are results for, and all of these."""
+    rows, everything = [], []
+    for title, metric, places in ROWS:
+        found = [read_quality(folder, name).get(point, []) for name, point in places]
+        results = [of_point for of_point in found if of_point]
+        if results:
+            point, first = next((point, of) for (_, point), of in zip(places, found, strict=True) if of)
+            epochs = plural(first[0]["settings"]["points"][point]["epochs"], "epoch")
+            rows.append(Row(f"{title}, {epochs}", metric, [arms_of(of_point) for of_point in results]))
+            everything += [result for of_point in results for result in of_point]
+    return rows, everything
+
+
+def cell(row: Row, shown: Shown | None, names: bool) -> str:
+    """An arm's difference to its Pilot, the time of its training and, if `names`, what it is."""
+    compared = None if shown is None else shown.compared(row.metric)
+    if shown is None or compared is None:
+        return ""
+    name = f"<br>{ARMS.get(shown.name, (shown.name,))[0]}" if names else ""
+    difference = interval_cell(compared.difference, row.metric) + of_fewer(compared.means, shown.arm)
+    return f"{difference}<br>{overview_time(shown.arm, row.arms[BASELINE].arm)}{name}"
+
+
+def summary(folder: Path) -> str:
+    """One table of all tasks: the Pilot's score, and what the columns add to it."""
+    rows, everything = read(folder)
+    if not rows:
+        return NOT_MEASURED
+    lines = []
+    for row in rows:
+        pilot = row.arms[BASELINE]
+        compared = pilot.compared(row.metric)
+        assert compared is not None
+        cells = [
+            cell(row, shown, names=column == "+ Copilot, best other form")
+            for column, shown in zip(COLUMNS, row.columns(), strict=True)
+        ]
+        score = f"{np.mean(compared.means):.{row.metric.digits}f}"
+        lines.append([f"**{row.title}**<br>{row.metric.title}, {plural(len(pilot.arm), 'seed')}", score, *cells])
+    command = "python benchmarks/quality/run.py benchmarks/quality/TASK.yaml --data DATA --out runs/quality"
+    return "\n".join([*table(["", "Pilot", *COLUMNS], lines), "", provenance(everything, command)])
+
+
+def draw_summary(folder: Path) -> Any:
+    """The same as a picture: differences in per cent of the Pilot's score, with their intervals."""
+    from matplotlib.figure import Figure
+
+    rows, _ = read(folder)
+    if not rows:
+        return None
+    figure = Figure(figsize=(9, 0.8 + 0.55 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color="#6b6b6b", linewidth=0.8)
+    for height, row in enumerate(rows):
+        if height % 2:
+            axes.axhspan(height - 0.5, height + 0.5, color="#f4f4f4", zorder=0)
+        for place, (colour, shown) in enumerate(zip(COLOURS, row.columns(), strict=True)):
+            compared = None if shown is None else shown.compared(row.metric)
+            if shown is None or compared is None:
+                continue
+            pilot = 100 / np.mean([float(np.mean(row.metric.of(result))) for result in shown.pilot])
+            found, at = compared.difference, height + (place - 2.5) * 0.14
+            axes.plot([found.low * pilot, found.high * pilot], [at, at], color=colour, linewidth=2)
+            axes.plot(found.mean * pilot, at, "D" if place in (1, 3) else "o", color=colour, markersize=4.5)
+    for colour, column, place in zip(COLOURS, COLUMNS, range(len(COLUMNS)), strict=True):
+        axes.plot([], [], "D" if place in (1, 3) else "o", color=colour, label=column)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [f"{row.title}\n({row.metric.title.split()[0]})" for row in rows], fontsize=8)
+    axes.set_xlabel("change of the Pilot's score in %, 95 % intervals; to the left is better")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.1), ncols=3, frameon=False, fontsize=9)
+    return figure
