@@ -134,6 +134,23 @@ def test_a_pilot_for_a_task_that_trains_its_own_is_refused(
     )
 
 
+@pytest.mark.parametrize(("score", "temperature"), [("Brier score", 3.0), ("NLL", 0.6)])
+def test_a_temperature_is_chosen_by_the_tasks_score(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sequences: str, score: str, temperature: float
+) -> None:
+    def by_sharpness(held: list[Any], *_: Any) -> tuple[float, tuple[float, float]]:
+        sharpness = float(torch.cat([part.mistakes.top_prob for part in held]).max(1).values.mean())
+        return 0.0, (sharpness, -sharpness)
+
+    assert quality.tasks.NextItem.score == "NLL"
+    monkeypatch.setattr(quality.tasks.NextItem, "score", score)
+    monkeypatch.setattr(quality.run, "calibrated", by_sharpness)
+    facts = NEXT_ITEM | {"points": {"best": {"epochs": 1}}}
+    folder = run_experiment(quality, monkeypatch, tmp_path, facts, "--data", sequences, "--seeds", "0")
+    for arm in json.loads((folder / "best_seed0_copilots.json").read_text())["arms"].values():
+        assert (arm["tempered"]["chosen_by"], arm["tempered"]["temperature"]) == (score, temperature)
+
+
 def test_a_pilot_far_too_sure_of_itself_gets_its_temperature(quality: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(20_000, 10, generator=generator)

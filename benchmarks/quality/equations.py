@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class Equations:
         data: folder in the LLM-Adapters layout; its test file is not used, having no equations.
         held_out_size, validation_size: problems, each of another wording, the same for all seeds.
     """
+
+    score: ClassVar[str] = "Brier score"
 
     data: str
     held_out_size: int

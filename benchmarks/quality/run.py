@@ -20,7 +20,7 @@ import torch
 import yaml
 from equations import Equations
 from models import add_layers, compile_layers
-from tasks import TEMPERATURES, NextItem, WrittenAnswers, per_example
+from tasks import SCORES, TEMPERATURES, NextItem, WrittenAnswers, per_example
 from training import Student, Teacher, precision, train
 
 from copilot.calibration import Held, calibration_of, scores
@@ -193,11 +193,11 @@ class Run:
     def measure(self, pairs: dict[str, PilotCopilotModel], write: set[str] | None = None) -> dict[str, Any]:
         """Scores of the Pilot and, unless `write` is None, of every pair at its lambda*; those named also write.
 
-        Each also with the temperature of the Pilot, and the lambda* there, that give the best validation Brier score.
+        Each also with the temperature of the Pilot, and the lambda* there, that give the best score on validation data.
         """
         first = next(iter(pairs.values()))
         compared = pairs if write is None else {"pilot": first, **pairs}
-        splits = ("validation", "held_out")
+        splits, place = ("validation", "held_out"), SCORES.index(self.task.score)
         seen = {split: self.task.held_out(split).collect(compared, TEMPERATURES) for split in splits}
         arms: dict[str, Any] = {}
         for name, pair in compared.items():
@@ -220,11 +220,12 @@ class Run:
                     temperature: calibrated(part, config, is_pilot)
                     for temperature, part in seen["validation"].tempered[name].items()
                 }
-                temperature = min(by_temperature, key=lambda of: by_temperature[of][1][0])
+                temperature = min(by_temperature, key=lambda of: by_temperature[of][1][place])
                 strength, of_validation = by_temperature[temperature]
                 tested = seen["held_out"].tempered[name][temperature]
                 arms[name]["tempered"] = {
                     "temperature": temperature,
+                    "chosen_by": self.task.score,
                     "strength": strength,
                     "validation": of_validation,
                     **per_example(scores(tested, strength, config.rectifier, config.fusion)),

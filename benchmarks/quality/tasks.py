@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from copilot.tasks.llm_adapters import Split
 BATCH = 32  # rows a forward when measuring
 HISTORY = 50  # items of a user
 TEMPERATURES = [0.6 + step / 10 for step in range(25)]
+SCORES = ("Brier score", "NLL")  # a task's `score`, of validation data, chooses a temperature
 BEAMS = {"greedy": 1, "4 beams": 4}
 LISTED = 10  # beams that list items
 
@@ -166,6 +167,8 @@ class WrittenAnswers:
         max_length: tokens of a row at most; see `copilot.data.prepare_dataset`.
     """
 
+    score: ClassVar[str] = "Brier score"
+
     data: str
     pilot: str
     task: str
@@ -263,6 +266,8 @@ class NextItem:
     Attributes:
         data: a file with one user a line.
     """
+
+    score: ClassVar[str] = "NLL"
 
     data: str
 
