@@ -1,4 +1,4 @@
-"""README's overview: what a Copilot and its rivals add to the Pilot, in all experiments of benchmarks/quality."""
+"""The overview in FINDINGS: what a Copilot and its rivals add to the Pilot, in all experiments of benchmarks/quality."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README's tables and figures of quality, from the results of benchmarks/quality/run.py."""
+"""FINDINGS' tables and figures of quality, from the results of benchmarks/quality/run.py."""
 
 from __future__ import annotations
 

@@ -81,8 +81,9 @@ class Row:
 
     @cached_property
     def arms(self) -> dict[str, Shown]:
-        """By name, of the first run that has them."""
-        found: dict[str, Shown] = {}
+        """By name, of the first run that has them; the default of the first where a Pilot was trained as long."""
+        runs = sorted(self.runs, key=lambda arms: not {"pair", "extra_compute"} <= arms.keys())
+        found = {name: Shown(name, runs[0][name], runs[0][BASELINE]) for name in runs[0].keys() & {"pair"}}
         for arms in self.runs:
             for name, arm in arms.items():
                 found.setdefault(name, Shown(name, arm, arms[BASELINE]))
@@ -110,7 +111,9 @@ class Row:
         ]
 
     def as_long_as(self, shown: Shown) -> Shown | None:
-        """The Pilot without a Copilot whose training took the time nearest to an arm's, and about as long."""
+        """The Pilot that was given an arm's time, else the one whose training took nearest to it, and about as long."""
+        if own := self.arms.get(f"extra_compute_{shown.name}"):
+            return own
         rivals = [of for name, of in self.arms.items() if name.startswith("extra_compute")]
         near = [of for of in rivals if abs(of.time - shown.time) <= SAME_TIME * of.time]
         return min(near, key=lambda of: abs(of.time - shown.time), default=None)

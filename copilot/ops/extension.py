@@ -26,7 +26,7 @@ OPERATORS = (
 )
 VARIABLES = {"COPILOT_KERNELS": ("compiled", "reference"), "COPILOT_CPU": ("avx512", "avx2", "portable")}
 FIX = (
-    "pip install setuptools wheel pybind11 ninja && pip install --force-reinstall --no-deps --no-build-isolation . "
+    "pip install 'setuptools>=77' wheel pybind11 ninja && pip install --force-reinstall --no-deps --no-build-isolation . "
     "in a checkout"
 )
 _PACKAGE = Path(__file__).parents[1]
