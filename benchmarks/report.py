@@ -47,12 +47,20 @@ def cost(name: str, variant: dict[str, Any]) -> str:
     return f"{median:.2f} ({low:.2f}–{high:.2f}){floor}"
 
 
+def is_scattered(case: dict[str, Any]) -> bool:
+    """Whether the Pilot's own times, p20 to p80, lie further apart than what a Copilot adds to them."""
+    low, _, high = case["variants"]["Pilot"]["seconds"]
+    return high > 1.5 * low
+
+
 def overhead(folder: Path) -> str:
     """One table a device: the Pilot's times, and those of every variant as multiples of them."""
     parts = []
     for path in sorted(folder.glob("*/overhead.json")):
         result = json.loads(path.read_text())
-        cases, pilot = result["cases"], result["pilot"]
+        pilot = result["pilot"]
+        cases = {name: case for name, case in result["cases"].items() if not is_scattered(case)}
+        scattered = [name for name in result["cases"] if name not in cases]
         names = dict.fromkeys(name for case in cases.values() for name in case["variants"])
         rows = [
             [name, *(cost(name, case["variants"][name]) if name in case["variants"] else "" for case in cases.values())]
@@ -70,7 +78,7 @@ def overhead(folder: Path) -> str:
             f"Training: {result['settings']['training']}. Decoding: {result['settings']['decoding']}; prompt is the "
             "time to the first of them, token that of each later one. Floors: the ratio of the floating-point "
             "operations of the matrix products (training), of the bytes of parameters read (token). "
-            f"Rounds: {rounds}.",
+            f"Rounds: {rounds}." + (f" Too scattered to be shown: {', '.join(scattered)}." if scattered else ""),
             "",
             provenance([result], f"python -m pytest benchmarks/bench_overhead.py --benchmark-only --results {where}"),
         ]

@@ -1,4 +1,4 @@
-"""The overview in FINDINGS: what a Copilot and its rivals add to the Pilot, in all experiments of benchmarks/quality."""
+"""The overview in FINDINGS: what a Copilot and its rivals add to the Pilot, in all experiments."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def overview_time(arm: list[Result], pilot: list[Result]) -> str:
         return ""
     seeds = f", {plural(len(arm), 'seed')}" if len(arm) < len(pilot) else ""
     time = training_time(arm)
-    return (f"{time} ×" if time else "another device") + seeds
+    return (f"{time} ×" if time else "not measured") + seeds
 
 
 def overview_cell(metric: Metric, arm: list[Result], pilot: list[Result]) -> str:

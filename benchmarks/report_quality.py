@@ -103,10 +103,9 @@ Arms = dict[str, list[Result]]  # by name, one a seed
 def arms_of(results: Sequence[Result]) -> Arms:
     """The arms of one point's results: the Pilot, its Copilots, its rivals; each with the time of its training."""
     found: Arms = {}
-    alone: dict[tuple[int, str], float] = {}  # seconds of the Pilot, by seed and device
     for result in (r for r in results if r["part"] == "copilots"):
         seconds = result["seconds"]
-        pilot = alone[result["seed"], result["environment"]["device"]] = seconds["training"]["pilot"]
+        pilot = seconds["training"]["pilot"]
         for name, arm in result["arms"].items():
             stages = [stage for stage in seconds if name in seconds[stage]]
             teachers = sum(seconds[stage]["pilot"] for stage in {"training", *stages})
@@ -119,9 +118,7 @@ def arms_of(results: Sequence[Result]) -> Arms:
                 found.setdefault("tempered", []).append(arm["tempered"] | {"seed": result["seed"], "time": time})
     for result in (r for r in results if r["part"] != "copilots"):
         (arm,) = result["arms"].values()
-        seconds = result["seconds"]["training"]["pilot"]
-        own = seconds / alone.get((result["seed"], result["environment"]["device"]), np.nan)
-        time = 1 + result["extra"] if "extra" in result else own  # other hours, other speeds
+        time = 1 + result.get("extra", np.nan)  # what it was given; what it took in other hours is no measure
         found.setdefault(result["part"], []).append(arm | {"seed": result["seed"], "time": time})
     names = [name for name in ARMS if name in found] + [name for name in found if name not in ARMS]
     return {name: sorted(found[name], key=lambda arm: arm["seed"]) for name in names}
@@ -235,7 +232,7 @@ def rows_of(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
 
 
 def training_time(arm: list[Result]) -> str:
-    """A multiple of the Pilot's; nothing where that was trained on another device."""
+    """A multiple of the Pilot's; nothing where it was not measured beside that."""
     time = np.mean([result["time"] for result in arm])
     return "" if np.isnan(time) else f"{time:.2f}"
 
@@ -299,7 +296,8 @@ def quality(folder: Path, name: str, about: str) -> str:
         "Mean over the seeds (lowest–highest); below it the difference to the Pilot of the same seed with its 95 % "
         "interval, bold where it excludes 0: a paired bootstrap over the examples, the same for all seeds, of the mean "
         "over these seeds; it does not cover what other seeds would change. λ* is of validation data. Training time is "
-        "a multiple of the Pilot's, where both were trained on the same device.",
+        "a multiple of the Pilot's, of a longer training what it was given; that of new layers was not measured beside "
+        "it.",
         "",
         provenance(everything, f"{command} --seeds {seeds}"),
     ]

@@ -89,18 +89,22 @@ class Row:
                 found.setdefault(name, Shown(name, arm, arms[BASELINE]))
         return found
 
-    def of_validation(self, shown: Shown) -> float:
-        """What an arm adds to its Pilot's score on validation data."""
+    def best(self, candidates: list[Shown]) -> Shown | None:
+        """The arm that adds the most to its Pilot's score on validation data, in the seeds that all of them have."""
         place = (BRIER, NLL).index(self.metric)
-        pilot = {result["seed"]: result["validation"][place] for result in shown.pilot}
-        return float(np.mean([result["validation"][place] - pilot[result["seed"]] for result in shown.arm]))
+        gains = []
+        for shown in candidates:
+            pilot = {result["seed"]: result["validation"][place] for result in shown.pilot}
+            gains.append({r["seed"]: r["validation"][place] - pilot[r["seed"]] for r in shown.arm})
+        shared = set.intersection(*map(set, gains)) if gains else set()
+        order = sorted(range(len(candidates)), key=lambda at: np.mean([gains[at][seed] for seed in shared]))
+        return candidates[order[0]] if order else None
 
     def columns(self) -> list[Shown | None]:
         """What stands in `COLUMNS`."""
         others = (BASELINE, "tempered", "pair", "by_confidence", "transferred")
         copilots = [of for name, of in self.arms.items() if not name.startswith(RIVALS) and name not in others]
-        beside_a_rival = [of for of in copilots if self.as_long_as(of) is not None]
-        best = min(beside_a_rival, key=self.of_validation, default=None)
+        best = self.best([of for of in copilots if self.as_long_as(of) is not None])
         return [
             self.arms.get("tempered"),
             self.arms.get("pair"),

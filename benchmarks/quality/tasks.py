@@ -205,6 +205,11 @@ class WrittenAnswers:
         splits["validation"] = [e for e in pool["valid"] if e.prompt not in taken][: self.validation_size]
         taken |= {example.prompt for example in splits["validation"]}
         splits["train"] = [e for e in pool["train"] if e.prompt not in taken]
+        if lacking := [name for name in ("train", "validation") if not splits[name]]:
+            raise ValueError(
+                f"task {self.task!r} in {self.data} has nothing left for {' and '.join(lacking)} that is not held out; "
+                "training data with other prompts than the test file is needed"
+            )
         return splits
 
     @cached_property

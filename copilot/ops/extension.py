@@ -26,8 +26,8 @@ OPERATORS = (
 )
 VARIABLES = {"COPILOT_KERNELS": ("compiled", "reference"), "COPILOT_CPU": ("avx512", "avx2", "portable")}
 FIX = (
-    "pip install 'setuptools>=77' wheel pybind11 ninja && pip install --force-reinstall --no-deps --no-build-isolation . "
-    "in a checkout"
+    "pip install 'setuptools>=77' wheel pybind11 ninja && "
+    "pip install --force-reinstall --no-deps --no-build-isolation . in a checkout"
 )
 _PACKAGE = Path(__file__).parents[1]
 _BUILT_WITH = b"copilot._C, built with\n"  # of csrc/torch/module.cpp

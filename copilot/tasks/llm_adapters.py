@@ -28,8 +28,10 @@ _FIELDS = ("instruction", "input", "output", "answer")
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 # What stands before is matched too, as far as it goes: of several the last counts.
 _FINAL_ANSWER = re.compile(r".*the answer is([^\n]*)", re.IGNORECASE | re.DOTALL)
-_FINAL_LETTER = re.compile(r".*(?i:the answer is):?\s*(?i:option\s+)?\(?([A-E])\b", re.DOTALL)
-_LONE_LETTER = re.compile(r"(?:\(|\\boxed\{|\*\*)([A-E])(?:\)|\}|\*\*)|^\s*([A-E])\.?\s*$")
+_FINAL_LETTER = re.compile(
+    r".*(?i:(?:answer|option|choice) is|answer):?\s*(?i:therefore\s+|option\s+|choice\s+)*\(?([A-E])\b", re.DOTALL
+)
+_LONE_LETTER = re.compile(r"(?:\(|\\boxed\{|\*\*)([A-E])(?:\)|\}|\*\*)|^\s*([A-E])(?:[.)]|\s*$)")
 _ITEM = re.compile(r"item_\d+")
 
 
@@ -66,9 +68,10 @@ def exact_match(text: str, target: str) -> bool:
 def extract_number(text: str) -> float | None:
     """The number after the last "the answer is" on its line, or else the last number of the text.
 
-    Of a calculation, as in "The answer is 5 * 12 = 60.", it is the result. Dollar signs, thousands separators and a
-    closing full stop are understood: "$1,250." is 1250.
+    Of a calculation, as in "The answer is 5 * 12 = 60.", it is the result. Dollar signs, thousands separators, minus
+    signs of print and a closing full stop are understood: "$1,250." is 1250.
     """
+    text = text.replace("\N{MINUS SIGN}", "-")
     if final := _FINAL_ANSWER.match(text):
         result = re.sub(r"^[\s:]*-\s+", "-", final.group(1).rpartition("=")[2])  # a sign may stand apart
         if number := _NUMBER.search(result):
@@ -78,9 +81,10 @@ def extract_number(text: str) -> float | None:
 
 
 def extract_letter(text: str) -> str | None:
-    """The choice A to E named after the last "the answer is", or else the last one set off or the only thing written.
+    """The choice A to E named after the last "answer is", "option is", "choice is" or "answer:".
 
-    Choices are set off by brackets, by \\boxed{} or by two asterisks.
+    Else the last one set off by brackets, by \\boxed{} or by two asterisks; or one with which the text begins, as in
+    "C. 12", or that is all of it.
     """
     if final := _FINAL_LETTER.match(text):
         return final.group(1)
