@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 
 from copilot import CopilotConfig, MistakeLog, PilotCopilotForCausalLM, calibrate, cli
 from copilot.cli import main
+from copilot.cli_arguments import DataArguments, TrainSplitArguments
 from copilot.environment import environment_text
 from copilot.inspection import read_losses
 
@@ -281,15 +282,46 @@ def test_a_stopped_training_goes_on(save_pilot, rows_file, tmp_path):
     assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
 
 
-def test_lambda_comes_from_the_validation_split_where_there_is_one(save_pilot, tmp_path, capsys):
+def test_lambda_comes_from_the_validation_split_where_there_is_one(save_pilot, tmp_path, capsys, monkeypatch):
     write_rows(tmp_path / "data" / "train.jsonl", ROWS)
     write_rows(tmp_path / "data" / "validation.jsonl", ROWS[:5])
     write_rows(tmp_path / "data" / "test.jsonl", ROWS[:3])
+    given = []
+    monkeypatch.setattr(
+        cli,
+        "calibrate",
+        lambda pair, rows, *rest, **options: given.append(rows) or calibrate(pair, rows, *rest, **options),
+    )
     assert train(save_pilot(), str(tmp_path / "data"), tmp_path / "out", eval_strategy="epoch") == 0
+    assert [rows.to_list() for rows in given] == [ROWS[:5]]
     printed = capsys.readouterr().out
     assert "on 5 rows" in printed
     assert "eval_rmse" in printed
     assert run("eval", pair=tmp_path / "out", dataset_name=tmp_path / "data", max_new_tokens=2) == 0
+
+
+def test_without_a_validation_split_a_tenth_of_the_rows_is_kept_from_training(rows_file):
+    training, held_out = cli.load_training_data(DataArguments(rows_file), TrainSplitArguments(), seed=0)
+    assert (len(training), len(held_out)) == (10, 2)
+    prompts = [*training["prompt"], *held_out["prompt"]]
+    assert sorted(prompts) == sorted(row["prompt"] for row in ROWS)
+
+
+def test_lambda_is_chosen_on_the_tokens_that_training_counts(save_pilot, rows_file, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(cli, "calibrate", lambda *rest, **options: given.append(options) or calibrate(*rest, **options))
+    flags = {"max_length": 7, "completion_only_loss": "no"}
+    assert train(save_pilot(), rows_file, tmp_path / "out", **flags) == 0
+    assert given == [{"max_length": 7, "completion_only_loss": False, "assistant_only_loss": False}]
+
+
+def test_an_evaluation_is_the_one_that_its_flags_ask_for(save_pilot, rows_file, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(cli, "compare", lambda *_arguments, **options: given.append(options))
+    PilotCopilotForCausalLM.from_pilot(save_pilot(), layers=2, candidates=8).save_pretrained(tmp_path / "out")
+    flags = {"strength": 0.5, "batch_size": 3, "max_length": 40, "num_beams": 2, "max_new_tokens": 4}
+    assert run("eval", pair=tmp_path / "out", dataset_name=rows_file, **flags) == 0
+    assert given == [flags]
 
 
 def test_a_task_is_judged_by_its_answers(save_pilot, tmp_path, capsys):
