@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from builders import DECODER_FIELDS, FAMILIES, T5_FIELDS, fresh_pair, tiny_pilot
 from transformers import AutoConfig, AutoModel, GPT2Config, LlamaConfig, T5Config
 
 from copilot import CopilotConfig, CopilotModel, PilotCopilotForCausalLM, UnsupportedArchitectureError
+from copilot.config import DESIGN
 
 CHOICES = {
     "candidates": 5,
@@ -89,6 +92,12 @@ def test_a_model_that_also_takes_images_is_the_same_error():
         pilot = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=images))
     with pytest.raises(UnsupportedArchitectureError, match="'gemma3' is not supported"):
         PilotCopilotForCausalLM.from_pilot(pilot)
+
+
+def test_the_design_that_a_resumed_run_must_keep_is_every_choice_but_these():
+    others = {"decoder", "vocab_size", "pilot_hidden_size", "base_model_name_or_path", "pilot_dtype", "lora"}
+    others |= {"strength", "self", "kwargs"}
+    assert set(DESIGN) == set(inspect.signature(CopilotConfig.__init__).parameters) - others
 
 
 def test_every_choice_survives_saving(tmp_path):

@@ -73,3 +73,19 @@ def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_pat
     assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
     for part in ("pilot.", "copilot."):
         assert any(not torch.equal(start[name], actual[name]) for name in start if name.startswith(part))
+
+
+def test_every_epoch_has_all_rows_in_an_order_of_its_own(tiny_pilot, tokenizer):
+    rows = prepare_dataset(ROWS, tokenizer)
+    seen: list[list[int]] = []
+
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        seen.extend(row["input_ids"] for row in batch)
+        return DataCollator(tokenizer.pad_token_id)(batch)
+
+    pair = PilotCopilotForCausalLM.from_pilot(tiny_pilot("llama"), layers=2, candidates=8)
+    train(pair, rows, collate, epochs=2)
+    given, first, second = [row["input_ids"] for row in rows], seen[: len(rows)], seen[len(rows) :]
+    assert sorted(first) == sorted(second) == sorted(given)
+    assert first != given
+    assert first != second

@@ -219,9 +219,10 @@ def test_the_logged_state_pools_the_outputs_of_the_chosen_pilot_layers(kind, con
     torch.testing.assert_close(pair.mistake_log.draw().hidden.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_without_context_norm_the_scale_of_the_states_matters():
+@pytest.mark.parametrize("name", ["context", "hidden"])
+def test_without_context_norm_the_scale_of_the_states_matters(name):
     inputs = random_inputs()
-    larger = replace(inputs, context=7 * inputs.context, hidden=7 * inputs.hidden)
+    larger = replace(inputs, **{name: 7 * getattr(inputs, name)})
     normed, plain = (random_pair("llama", context_norm=norm).copilot for norm in (True, False))
     torch.testing.assert_close(delta_of(normed, larger), delta_of(normed, inputs), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(delta_of(plain, larger), delta_of(plain, inputs), atol=1e-2)

@@ -99,3 +99,18 @@ def test_rounds_with_ids_and_rounds_with_states_give_the_same_loss(kind):
         losses.append(pair(**batch_of_rows(kind, ROWS)).copilot_loss)
         assert (pair.mistake_log.draw().context_ids is not None) == frozen
     torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=0)
+
+
+def test_a_pilot_that_is_certain_and_right_leaves_the_gradients_finite():
+    """Nothing is left to correct: the mean under the root of Eq. 7 is 0, where the root has no slope."""
+    pair = random_pair().train()
+    prompt = ROWS[0][0]
+    with torch.no_grad():
+        pair.pilot.lm_head.weight *= 3000
+        answer = pair.pilot(prompt[None]).logits[0, -1:].argmax(-1)
+    loss = pair(**batch_of_rows("llama", [(prompt, answer)])).copilot_loss
+    loss.backward()
+    assert loss < 1e-12
+    gradients = {name: p.grad for name, p in pair.copilot.named_parameters() if p.grad is not None}
+    assert gradients
+    assert [name for name, gradient in gradients.items() if not gradient.isfinite().all()] == []
