@@ -30,7 +30,8 @@ class Scores:
         brier: (N,) mean ||p~ - onehot(y)||^2.
         nll: (N,) mean -log p~_y; a probability of 0 counts as the smallest float32, 87.3 nats.
         exact: (N,) bool, whether every supervised token is the most likely one of p~, so that greedy decoding writes
-            exactly these tokens. With candidates, a true token outside of them counts as not written.
+            exactly these tokens. With candidates it is a lower bound: a true token outside of them counts as not
+            written, and so does one whose p~ is below what a token outside has at most.
         tokens: (N,) supervised tokens of each row.
     """
 

@@ -64,6 +64,19 @@ def test_a_row_is_exact_if_greedy_decoding_writes_it(mode, strength):
     assert found.exact.tolist() == [True, False] * len(ROWS)
 
 
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_a_row_is_not_exact_where_a_token_outside_the_candidates_is_now_the_likeliest(candidates):
+    pair = fresh_pair(candidates=candidates)
+    pair.copilot.head.register_forward_hook(lambda _module, _args, delta: delta - 20)
+    rows = []
+    for prompt, _ in ROWS:
+        written = pair.generate(prompt[None], strength=0, do_sample=False, max_new_tokens=1)[0].tolist()
+        rows.append({"input_ids": written, "labels": [-100] * len(prompt) + written[-1:]})
+    held = collect(pair, rows)
+    for strength, exact in ((0.0, True), (1.0, False)):
+        assert scores(held, strength, "simplex", "probability").exact.tolist() == [exact] * len(ROWS)
+
+
 @pytest.mark.parametrize("mode", MODES[:2], ids=str)
 @batch_sizes
 def test_lambda_star_minimises_the_squared_error(mode, batch_size):
