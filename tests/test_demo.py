@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from copilot import MistakeLog, PilotCopilotForCausalLM
+from copilot.cli import LOG_FILE
 from copilot.cli import main as tcopilot
 from copilot.comparison import Comparison, align, compare
 from copilot.demo import (
@@ -164,7 +165,6 @@ def test_a_missing_pilot_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_the_whole_demo_leaves_a_pair_that_generates(pilot, tmp_path, capsys):
     out = tmp_path / "out"
     run(out, pilot, generate_problems(train=24, validation=8, test=8))
@@ -182,7 +182,7 @@ def test_the_whole_demo_leaves_a_pair_that_generates(pilot, tmp_path, capsys):
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert results["metrics"]["NLL"]["difference"]["low"] <= results["metrics"]["NLL"]["difference"]["high"]
     log = MistakeLog(128)
-    log.load(out / "mistake_log.safetensors")
+    log.load(out / LOG_FILE)
     assert log.rounds_seen == 24 // SETTINGS["per_device_train_batch_size"]
     assert tcopilot(["generate", "--pair", str(out), "w1 w2", "--max_new_tokens", "4"]) == 0
     plot = ["plot", "--pair", str(out), "--dataset_name", str(out / "test.jsonl"), "--out", str(out / "figures")]
