@@ -149,7 +149,7 @@ def small_cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, int | None]:
     return storage.to(draw(st.sampled_from(DTYPES)))[:, :v], labels, k
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(small_cases())
 def test_ties_masks_strides_and_ignored_rows_change_nothing_about_the_truth(case):
     assert_accurate(*case)

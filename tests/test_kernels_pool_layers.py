@@ -34,7 +34,7 @@ def test_every_width_gives_the_references_bits(pooling, width, rows):
     assert torch.equal(pool_layers(layers, chosen, pooling=pooling), reference.pool_layers(layers, chosen, pooling))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     pooling=st.sampled_from(POOLINGS),
     shape=st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 40)),
