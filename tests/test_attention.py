@@ -62,16 +62,6 @@ def test_without_a_source_it_attends_to_its_own_states_where_the_mask_says(kind)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-@families
-def test_the_order_of_the_source_does_not_matter(kind):
-    """No positions: Eq. 6 sees a set."""
-    attention, query, source = attention_of(kind), states(3, 0), states(5, 1)
-    with torch.no_grad():
-        expected, _ = attention(query, source=source)
-        actual, _ = attention(query, source=source.flip(1))
-    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
-
-
 @torch.no_grad()
 def test_an_encoder_decoder_layer_is_the_pilots_block_without_relative_positions():
     pair = fresh_pair("t5", layers="all")

@@ -225,24 +225,6 @@ def test_the_gradient_equals_the_dense_float64_one(rectifier, loss, targets, k):
     torch.testing.assert_close(mine.grad.double(), truth.grad, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("targets", ["likely", "unlikely"])
-@pytest.mark.parametrize("k", [None, 7])
-def test_the_simplex_loss_and_gradient_are_the_closed_forms(targets, k):
-    """||f - l||^2 = s - 2 q_y + 1, and its gradient is 2 q_v (q_v - [v = y] - s + q_y), with s = sum q^2."""
-    logits, target = random_rows(targets=targets)
-    _, mistakes = mistake_cross_entropy(logits, target, k)
-    delta = random_delta(k).requires_grad_()
-    q = (logits.double() + dense(delta.detach().double(), mistakes.top_index, V)).softmax(-1)
-    y = onehot(target, V)
-    s, q_y = q.square().sum(-1), (q * y).sum(-1)
-    gradient = 2 * q * (q - y - s[:, None] + q_y[:, None])
-    loss = candidate_loss(mistakes, delta)
-    loss.sum().backward()
-    torch.testing.assert_close(loss.detach().double(), s - 2 * q_y + 1, atol=2e-6, rtol=0)
-    kept = gradient if k is None else gradient.gather(1, mistakes.top_index)
-    torch.testing.assert_close(delta.grad.double(), kept, atol=2e-6, rtol=0)
-
-
 @pytest.mark.parametrize("rectifier", ["simplex", "linear"])
 def test_a_zero_delta_costs_the_square_of_the_mistake(rectifier):
     logits, target = random_rows()

@@ -202,12 +202,6 @@ def test_strength_zero_is_the_pilot_whatever_the_correction(rectifier, fusion, i
     torch.testing.assert_close(logits.grad.double(), truth.grad, atol=1e-4, rtol=1e-5)
 
 
-def test_strength_one_of_the_simplex_is_the_corrected_softmax():
-    logits, delta, index = random_case(50, 200, 8)
-    expected = (logits + dense(delta, index, 200)).log_softmax(-1)
-    torch.testing.assert_close(rectify(logits, delta, 1.0, index=index), expected, atol=5e-6, rtol=0)
-
-
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_a_linear_row_without_a_positive_entry_falls_back_to_the_pilot(strength):
     logits, _, _ = random_case(3, 20)
