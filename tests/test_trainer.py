@@ -483,13 +483,20 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory) -> Path:
+    """The checkpoint that all damaged ones are copies of; the first test that needs it makes it."""
+    return tmp_path_factory.mktemp("intact") / "checkpoint-1"
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_one_error_and_changes_nothing(make_pair, make_trainer, damage):
+def test_a_damaged_checkpoint_is_one_error_and_changes_nothing(make_pair, make_trainer, intact, tmp_path, damage):
     name, spoil, message = DAMAGE[damage]
     options = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    first = make_trainer(**options)
-    first.train()
-    checkpoint = Path(first.args.output_dir) / "checkpoint-1"
+    if not intact.exists():
+        make_trainer(output=intact.parent, **options).train()
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    shutil.copytree(intact, checkpoint)
     data = (checkpoint / name).read_bytes()
     (checkpoint / name).unlink()
     if spoil is not None:
