@@ -8,10 +8,9 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
@@ -38,24 +37,20 @@ from copilot.cli_arguments import (
     flags_of_file,
     one_line,
 )
+from copilot.cli_data import load_examples, load_training_data
 from copilot.comparison import compare
 from copilot.environment import environment_text
 from copilot.evaluation import complete, to_rows
 from copilot.inspection import measure, read_losses, reliability, rounds_of
 from copilot.mistake_log import MistakeLog
 from copilot.pair import PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM, PilotCopilotModel
-from copilot.tasks import Example, read_examples
-from copilot.tasks.llm_adapters import Split
 from copilot.trainer import CopilotTrainer
 from copilot.training_arguments import CopilotTrainingArguments
 
 # Of a finished run; a checkpoint has one for each process, mistake_log_0.safetensors and so on. The underscore keeps
 # the texts that it holds from the hub.
 LOG_FILE = "_mistake_log.safetensors"
-FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv"}
-VALIDATION_SPLITS = ("validation", "valid")
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-HELD_OUT_SHARE = 0.1  # of the training rows, where the data has no validation split
 
 
 # ---- Commands ----
@@ -72,7 +67,7 @@ def train(
     training_rows, validation_rows = load_training_data(data, splits, arguments.seed)
     tokenizer = load_tokenizer(pilot.model_name_or_path)
     set_seed(arguments.seed)
-    pair_class, pilot_class = classes_of(pilot.model_name_or_path)
+    pair_class, pilot_class = classes_of(pilot.model_name_or_path, "model_name_or_path")
     loaded = pilot_class.from_pretrained(pilot.model_name_or_path, dtype=pilot.dtype)
     if pilot.freeze_pilot:
         loaded.requires_grad_(False)
@@ -176,9 +171,13 @@ def env() -> None:
 # ---- Models ----
 
 
-def classes_of(name: str) -> tuple[type[PilotCopilotModel], Any]:
-    """Classes of the pair and of the Pilot, by the configuration of either."""
-    if AutoConfig.from_pretrained(name).is_encoder_decoder:
+def classes_of(name: str, option: str) -> tuple[type[PilotCopilotModel], Any]:
+    """Classes of the pair and of the Pilot, by the configuration of either, which an option names."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option} is {name!r}, which holds no model that can be read: {one_line(error)}") from error
+    if config.is_encoder_decoder:
         return PilotCopilotForSeq2SeqLM, AutoModelForSeq2SeqLM
     return PilotCopilotForCausalLM, AutoModelForCausalLM
 
@@ -210,7 +209,8 @@ def tokenizer_of_pair(pair: str, pilot: str | None = None) -> PreTrainedTokenize
 
 def load_pair(chosen: PairArguments) -> tuple[PilotCopilotModel, PreTrainedTokenizerBase]:
     """A saved pair, on the GPU when there is one, and its tokenizer."""
-    pair = classes_of(chosen.pair)[0].from_pretrained(chosen.pair, pilot=chosen.pilot, pilot_dtype=chosen.dtype)
+    pair_class, _ = classes_of(chosen.pair, "pair")
+    pair = pair_class.from_pretrained(chosen.pair, pilot=chosen.pilot, pilot_dtype=chosen.dtype)
     tokenizer = tokenizer_of_pair(chosen.pair, chosen.pilot)
     return pair.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
@@ -273,68 +273,6 @@ def open_log(path: Path) -> MistakeLog:
     kept = MistakeLog(facts["capacity"], hidden_dtype=facts["hidden_dtype"])
     kept.load(path)
     return kept
-
-
-# ---- Data ----
-
-
-def load_splits(data: DataArguments) -> DatasetDict:
-    """All splits of the data, by name; a single file is one split, "train"."""
-    path = Path(data.dataset_name)
-    if data.dataset_config is not None and (data.task is not None or path.suffix in FILE_FORMATS):
-        raise ValueError(f"dataset_config is {data.dataset_config!r}, which only a hub data set has")
-    if data.task is not None:
-        found = [name for name in get_args(Split) if (path / data.task / f"{name}.json").is_file()]
-        if not found:
-            raise FileNotFoundError(f"dataset_name is {data.dataset_name!r}, which holds no {data.task}/train.json")
-        examples = {name: read_examples(path, data.task, name) for name in found}
-        return DatasetDict({name: Dataset.from_list([vars(e) for e in rows]) for name, rows in examples.items()})
-    file_format = FILE_FORMATS.get(path.suffix)
-    if file_format is not None and not path.is_file():
-        raise FileNotFoundError(f"dataset_name is {data.dataset_name!r}, which does not exist")
-    try:
-        if file_format is not None:
-            return load_dataset(file_format, data_files=str(path))
-        return load_dataset(data.dataset_name, data.dataset_config)
-    except (DatasetsError, ValueError, StopIteration) as error:  # StopIteration: an empty file
-        reason = one_line(error.__cause__ or error)
-        raise ValueError(f"dataset_name is {data.dataset_name!r}, which cannot be read: {reason}") from error
-
-
-def pick_split(splits: DatasetDict, name: str, option: str) -> Dataset:
-    """The rows of a split; ValueError when there is none of that name."""
-    if name not in splits:
-        raise ValueError(f"{option} is {name!r}; the data has {', '.join(splits)}")
-    return splits[name]
-
-
-def load_training_data(data: DataArguments, choice: TrainSplitArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Rows to train on, and others for calibration."""
-    splits = load_splits(data)
-    training = pick_split(splits, choice.dataset_train_split, "dataset_train_split")
-    name = choice.dataset_validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
-    if name is not None:
-        return training, pick_split(splits, name, "dataset_validation_split")
-    if len(training) < 2:
-        raise ValueError(f"the data has {len(training)} rows to train on, expected at least 2: some calibrate lambda")
-    parts = training.train_test_split(test_size=HELD_OUT_SHARE, seed=seed)
-    return parts["train"], parts["test"]
-
-
-def load_examples(data: DataArguments, split: str | None) -> list[Example]:
-    """The examples of one split."""
-    splits = load_splits(data)
-    name = split or (next(iter(splits)) if len(splits) == 1 else "test")
-    rows = pick_split(splits, name, "dataset_test_split")
-    if not {"prompt", "completion"} <= set(rows.column_names):
-        raise ValueError(f"the data has the columns {sorted(rows.column_names)}, expected {{prompt, completion}}")
-    examples = []
-    for number, row in enumerate(rows.to_list()):
-        for column in ("prompt", "completion"):
-            if not isinstance(row[column], str):
-                raise ValueError(f"row {number} of the data has {column} {row[column]!r}, expected a string")
-        examples.append(Example(row["prompt"], row["completion"], row.get("answer", ""), data.task or ""))
-    return examples
 
 
 # ---- Command line ----

@@ -50,6 +50,9 @@ class PilotArguments:
         default_factory=lambda: ["all-linear"], metadata={"help": "Names of the Pilot's layers that get adapters."}
     )
 
+    def __post_init__(self) -> None:
+        check_positive(lora_r=self.lora_r)
+
 
 @dataclass
 class CopilotArguments:
@@ -69,6 +72,10 @@ class CopilotArguments:
     error_in: str = flag("The Copilot's input map.", "own", TABLES)
     copilot_lora_r: int = flag("Rank of adapters in the Copilot's layers; 0 trains the layers in full.", 0)
 
+    def __post_init__(self) -> None:
+        if self.copilot_lora_r < 0:
+            raise ValueError(f"copilot_lora_r must be at least 0; got {self.copilot_lora_r}")
+
 
 @dataclass
 class DataArguments:
@@ -76,7 +83,8 @@ class DataArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "A hub id, a folder, a .json, .jsonl or .csv file; with --task a folder of LLM-Adapters data."
+            "help": "A hub id, a folder, a .json, .jsonl, .csv or .parquet file; with --task a folder of LLM-Adapters "
+            "data."
         }
     )
     dataset_config: str | None = flag("Configuration of a hub data set.")
@@ -103,6 +111,8 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         check_positive(batch_size=self.batch_size)
+        if self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2; got {self.max_length}")
 
 
 @dataclass

@@ -78,7 +78,7 @@ class CopilotLM(HFLM):
             device = None
         if isinstance(pair, str):
             tokenizer = tokenizer_of_pair(pair, pilot) if tokenizer is None else tokenizer
-            pair = classes_of(pair)[0].from_pretrained(pair, pilot=pilot, pilot_dtype=dtype)
+            pair = classes_of(pair, "pair")[0].from_pretrained(pair, pilot=pilot, pilot_dtype=dtype)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         elif tokenizer is None or pilot is not None or dtype is not None:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from rounds import filled
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 from copilot import CopilotConfig, MistakeLog, PilotCopilotForCausalLM, calibrate, cli
 from copilot.cli import main
 from copilot.cli_arguments import DataArguments, TrainSplitArguments
+from copilot.cli_data import load_splits
 from copilot.environment import environment_text
 from copilot.inspection import read_losses
 
@@ -434,6 +436,12 @@ def test_a_wrong_config_file_is_refused(tmp_path, capsys, text, named):
     assert_refused(run("train", config=config, **flags), capsys, named, tmp_path / "out")
 
 
+def test_rows_of_a_parquet_file_are_read(tmp_path):
+    path = tmp_path / "rows.parquet"
+    Dataset.from_list(ROWS).to_parquet(path)
+    assert load_splits(DataArguments(str(path)))["train"].to_list() == ROWS
+
+
 # ---- Bad input ----
 
 
@@ -465,6 +473,9 @@ def assert_refused(code: int, capsys: Any, named: str, out: Path | None = None) 
         ({"log_rounds": 0}, "log_rounds"),
         ({"use_peft": True, "freeze_pilot": True}, "use_peft and freeze_pilot are both True"),
         ({"lora_r": 4}, "lora_r is 4, but use_peft is False"),
+        ({"lora_r": 0}, "lora_r must be at least 1; got 0"),
+        ({"copilot_lora_r": -3}, "copilot_lora_r must be at least 0; got -3"),
+        ({"dataset_name": __file__}, "test_cli.py', expected a file with .json, .jsonl, .csv, .parquet"),
         ({"dataset_config": "main"}, "dataset_config is 'main', which only a hub data set has"),
         ({"log_hidden_dtype": "int4"}, "int4"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
@@ -500,7 +511,8 @@ def test_training_refuses_unusable_rows(save_pilot, tmp_path, capsys, name, cont
 @pytest.mark.parametrize(
     ("command", "positional", "flags", "named"),
     [
-        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "missing/"}, "missing/"),
+        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "missing/"}, "pair is 'missing/', which holds no model"),
+        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "max_length": 1}, "max_length must be at least 2"),
         ("eval", (), {"dataset_name": "rows.jsonl", "pair": "llama"}, "Copilot"),
         ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "strength": 2}, "strength"),
         ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "dataset_test_split": "dev"}, "dataset_test_split"),
