@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from builders import fresh_pair, tiny_pilot
 from experiments import QUALITY, run_experiment
 
+from copilot import MistakeLog
 from copilot.calibration import Held, agreement, calibration_of, scores
+from copilot.data import DataCollator, prepare_dataset
 from copilot.tasks import read_examples
 
 EXPERIMENT = {
@@ -80,7 +85,16 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
     quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: str, pilot: str
 ) -> None:
     facts = EXPERIMENT
+    chosen_on = set()
+
+    def recorded(choose: Any, held: list[Held], *others: Any) -> Any:
+        chosen_on.add(sum(len(part.lengths) for part in held))
+        return choose(held, *others)
+
+    for name in ("calibrated", "by_confidence"):
+        monkeypatch.setattr(quality.run, name, partial(recorded, getattr(quality.run, name)))
     folder = run_experiment(quality, monkeypatch, tmp_path, facts, "--data", data, "--pilot", pilot, "--seeds", "3")
+    assert chosen_on == {4}  # rows for validation, of which lambda* and the temperature are
     results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*")}
     parts = ("copilots", "extra_compute", "extra_compute_latest", "extra_parameters")
     assert sorted(results) == [f"best_seed3_{part}" for part in parts]
@@ -94,6 +108,7 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
         assert arm["tokens"] == arm["tempered"]["tokens"] == everything[0]["tokens"]
         assert arm["tempered"]["validation"][0] <= arm["validation"][0] + 1e-6  # T = 1 is among the temperatures
         assert "grid" in arm or arm["strength"] == arm["tempered"]["strength"] == 0  # a Pilot alone
+        assert "grid" not in arm or len(arm["by_confidence"]["brier"]) == 6
     for name, arm in found["arms"].items():
         assert (len(arm.get("answers, 4 beams", [])) == 6) == (name in ("pilot", "pair"))
     assert results["best_seed3_extra_compute"]["extra"] == pytest.approx(
@@ -105,12 +120,9 @@ def test_an_experiment_trains_every_arm_and_rival_and_measures_all_on_the_same_e
         (final["pilot"] + final["latest"]) / found["seconds"]["training"]["pilot"]
     )
     assert found["settings"]["points"]["best"]["epochs"] == 2
-    pilot_brier = found["arms"]["pilot"]["brier"]
-    of_pilot = sum(b * n for b, n in zip(pilot_brier, everything[0]["tokens"], strict=True)) / sum(
-        everything[0]["tokens"]
-    )
-    for name in EXPERIMENT["arms"]:  # a fresh Copilot would change nothing
-        assert found["arms"][name]["grid"]["1.0"][0] != pytest.approx(of_pilot, abs=1e-4)
+    of_pilot = np.average(found["arms"]["pilot"]["nll"], weights=everything[0]["tokens"])
+    for name in EXPERIMENT["arms"]:  # a fresh Copilot would change nothing, a harmful one would raise it
+        assert found["arms"][name]["grid"]["1.0"][1] < of_pilot - 0.02
 
 
 def test_a_stopwatch_adds_up_steps_and_ignores_outliers(quality: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,22 +205,85 @@ def test_held_out_validation_and_training_examples_are_apart(quality: Any, data:
     assert seeds[0] == seeds[1] != seeds[2]
 
 
+def experiment_of(quality: Any) -> Any:
+    """`EXPERIMENT` as it is read from a file."""
+    arms = {name: quality.run.Arm(**arm) for name, arm in EXPERIMENT["arms"].items()}
+    return quality.run.Experiment(**EXPERIMENT | {"arms": arms, "points": {}})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Twelve rows of a seed, or a half of them."""
+
+    seed: int
+    half: int | None = None
+
+    def __len__(self) -> int:
+        return 12
+
+    def shard(self, _: int, index: int) -> Rows:
+        return replace(self, half=index)
+
+
+def test_stages_and_rivals_take_the_steps_rows_and_seeds_that_their_names_say(
+    quality: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, measured, grown = [], [], []
+
+    def pairs(designs: dict[str, Any], seed: int) -> dict[str, Any]:
+        pilot = f"{'+'.join(designs)} of {seed}"
+        return {name: SimpleNamespace(pilot=pilot) for name in designs}
+
+    def train(teachers: list[Any], students: dict[str, Any], *_: Any, steps: int, **options: Any) -> dict[str, Any]:
+        taught = [(teacher.pair.pilot, teacher.learns, teacher.shows) for teacher in teachers]
+        trained.append((steps, options["seed"], list(students), taught))
+        return {}
+
+    monkeypatch.setattr(quality.run, "train", train)
+    monkeypatch.setattr(quality.run.Run, "measure", lambda _, *measures: measured.append(measures) or {})
+    monkeypatch.setattr(quality.run, "add_layers", lambda *given: grown.append(given))
+    task = SimpleNamespace(rows=Rows, pairs=pairs, collate=None)
+    point = quality.run.Point(epochs=2, arms=list(EXPERIMENT["arms"]))
+    run = quality.run.Run(experiment_of(quality), task, point, 3)
+    for work in (run.copilots, lambda: run.extra_compute(0.5), run.extra_parameters, run.first_pair):
+        work()
+    pilot, rows, other = f"{'+'.join(EXPERIMENT['arms'])} of 3", Rows(3), 1003
+    halves = [Rows(3, 0), Rows(3, 1)]
+    assert trained == [
+        (6, 3, ["pair", "finish"], [(pilot, rows, None)]),
+        (3, 3, ["finish"], [(pilot, None, rows)]),
+        (6, 3, ["latest"], [(pilot, None, rows)]),
+        (6, 3, ["cross_fitted"], [("half of 3", *halves), ("half of 3", *reversed(halves))]),
+        (6, 3, ["transferred"], [(f"other of {other}", Rows(other), None)]),
+        (9, 3, [], [("extra_compute of 3", rows, None)]),
+        (6, 3, [], [("extra_parameters of 3", rows, None)]),
+        (6, 3, ["pair"], [("pair of 3", rows, None)]),
+    ]
+    assert [list(compared) for compared, *_ in measured] == [
+        list(EXPERIMENT["arms"]),
+        ["extra_compute"],
+        ["extra_parameters"],
+    ]
+    assert [write for _, *write in measured] == [[{"pair"}], [], []]  # rivals are Pilots alone
+    assert grown == [("extra_parameters of 3", 2)]
+
+
+def test_a_student_has_its_arms_settings_and_else_the_experiments_rate(quality: Any) -> None:
+    run = quality.run.Run(experiment_of(quality), SimpleNamespace(rows=Rows), quality.run.Point(1, []), 0)
+    arm = quality.run.Arm(learning_rate=1e-4, updates=2, draws=3, log_rounds=5)
+    assert run.student(arm, "a pair") == quality.training.Student("a pair", 1e-4, updates=2, draws=3, log_rounds=5)
+    assert run.student(quality.run.Arm(), "a pair") == quality.training.Student("a pair", 1e-2)
+
+
 def test_cross_fitted_mistakes_are_of_rows_that_their_pilot_does_not_learn(
     quality: Any, monkeypatch: pytest.MonkeyPatch, data: str, pilot: str
 ) -> None:
-    experiment = quality.run.Experiment(
-        **EXPERIMENT
-        | {
-            "arms": {name: quality.run.Arm(**arm) for name, arm in EXPERIMENT["arms"].items()},
-            "points": {},
-        }
-    )
     task = quality.tasks.WrittenAnswers(data=data, pilot=pilot, **EXPERIMENT["task"])
     point = quality.run.Point(epochs=1, arms=["pair", "cross_fitted"])
     given = []
     monkeypatch.setattr(quality.run, "train", lambda teachers, students, *_, **__: given.append((teachers, students)))
     monkeypatch.setattr(quality.run.Run, "measure", lambda *_: {})
-    run = quality.run.Run(experiment, task, point, 0)
+    run = quality.run.Run(experiment_of(quality), task, point, 0)
     run.copilots()
     (beside, _), (teachers, students) = given
     assert [teacher.learns for teacher in beside] == [run.rows]
@@ -231,6 +306,91 @@ def test_a_teacher_that_only_shows_does_not_change(quality: Any, data: str, pilo
     changed = {name for name, value in pair.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("copilot.") for name in changed)
+
+
+def rows_of_words(start: int) -> Any:
+    """Eight rows of four of the words from `start` on, of which there are eight."""
+    ids = [[start + (first + step) % 8 for step in range(4)] for first in range(8)]
+    return prepare_dataset([{"input_ids": row, "labels": row} for row in ids], None)
+
+
+def train_in_small(quality: Any, teachers: list[Any], student: Any, steps: int, warmup: float = 0.0) -> None:
+    options = {"steps": steps, "batch_size": 4, "learning_rate": 1e-3, "warmup": warmup, "seed": 0}
+    quality.training.train(teachers, {"student": student}, DataCollator(0), **options)
+
+
+def test_teachers_take_turns_and_show_mistakes_in_eval_mode_on_the_rows_they_do_not_learn(
+    quality: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards, logged = [], []
+    low, high = rows_of_words(10), rows_of_words(50)
+    teachers = []
+    for index, (learns, shows) in enumerate([(low, high), (high, low), (low, None)]):
+        pair = fresh_pair(seed=index)
+        teachers.append(quality.training.Teacher(pair, learns, shows))
+
+        def seen(module: Any, _: Any, given: dict[str, Any], index: int = index) -> None:
+            forwards.append((index, "low" if given["input_ids"].max() < 50 else "high", module.training))
+
+        pair.pilot.register_forward_pre_hook(seen, with_kwargs=True)
+
+    def learn(_: Any, round_: Any, *__: Any) -> None:
+        logged.append("low" if round_.mistakes.target.max() < 50 else "high")
+
+    monkeypatch.setattr(quality.training, "learn", learn)
+    train_in_small(quality, teachers, quality.training.Student(fresh_pair(), 1e-2), steps=6)
+    learning, showing = True, False
+    turns = [
+        (0, "high", showing),
+        (0, "low", learning),
+        (1, "low", showing),
+        (1, "high", learning),
+        (2, "low", learning),
+    ]
+    assert forwards == turns * 2
+    assert logged == ["high", "low", "low"] * 2
+
+
+def test_a_student_takes_its_updates_of_its_draws_from_a_log_of_its_length(
+    quality: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs, optimizers = [], []
+
+    class Log(MistakeLog):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.draws = 0
+            logs.append(self)
+
+        def draw(self, *given: Any) -> Any:
+            self.draws += 1
+            return super().draw(*given)
+
+    class Optimizer(quality.training.Optimizer):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            optimizers.append(self)
+
+    monkeypatch.setattr(quality.training, "MistakeLog", Log)
+    monkeypatch.setattr(quality.training, "Optimizer", Optimizer)
+    pair = fresh_pair()
+    student = quality.training.Student(pair, 1e-2, updates=2, draws=2, log_rounds=1)
+    train_in_small(quality, [quality.training.Teacher(pair, rows_of_words(10))], student, steps=3, warmup=1 / 3)
+    (log,), (of_pilot, of_copilot) = logs, optimizers
+    assert (log.capacity, log.rounds_seen, log.draws) == (1, 3, 12)
+    for optimizer, steps in ((of_pilot, 3), (of_copilot, 6)):
+        assert optimizer.schedule.last_epoch == steps
+        assert optimizer.warmup_steps == steps / 3
+        assert optimizer.schedule.get_last_lr() == pytest.approx([0.0])  # which ends with the training
+
+
+def test_every_row_is_in_one_batch_of_rows_of_like_length(quality: Any) -> None:
+    lengths = [3 * index % 40 for index in range(40)]  # all different
+    found = quality.training.length_grouped(lengths, 3, torch.Generator().manual_seed(0))
+    assert sorted(index for batch in found for index in batch) == list(range(40))
+    assert sorted(map(len, found)) == [1] + [3] * 13
+    assert all(max(lengths[i] for i in batch) - min(lengths[i] for i in batch) <= 2 for batch in found)
+    assert found != sorted(found, key=lambda batch: lengths[batch[0]])
 
 
 def test_new_layers_change_nothing_until_they_are_trained(quality: Any) -> None:

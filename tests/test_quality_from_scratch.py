@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from builders import randomize
 from experiments import run_experiment
 
 from copilot.calibration import scores
@@ -42,29 +43,42 @@ NEXT_ITEM = {
 }
 
 
-def test_next_items_are_ranked_among_all_items(
-    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sequences: str
+def test_a_rule_of_the_sequences_is_learned_and_users_held_out_are_judged(
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--seeds", "0")
+    path = tmp_path / "items.txt"  # each item is followed by the next one, the last by the first
+    lines = [[start % 29 + step for step in range(9)] for start in range(0, 48, 4)]
+    path.write_text(
+        "\n".join(f"{user} {' '.join(str(i % 29 + 1) for i in items)}" for user, items in enumerate(lines, 1))
+    )
+    facts = NEXT_ITEM | {"learning_rate": 1e-2, "points": {"best": {"epochs": 30}}}
+    folder = run_experiment(quality, monkeypatch, tmp_path, facts, "--data", str(path), "--seeds", "0")
     result = json.loads((folder / "best_seed0_copilots.json").read_text())
     assert result["pilot_dtype"] == "float32"
     arms = result["arms"]
     assert arms.keys() == {"pilot", "pair"}
     for arm in arms.values():
-        assert len(arm["hit@10"]) == len(arm["ndcg@10"]) == len(arm["nll"]) == 2  # a fifth of twelve users
-        assert all(0 <= gain <= hit <= 1 for gain, hit in zip(arm["ndcg@10"], arm["hit@10"], strict=True))
+        assert arm["tokens"] == [8, 8]  # of a fifth of twelve users
+        assert max(arm["nll"]) < math.log(29) / 2
+        assert min(arm["hit@10"]) > 0.9
+    assert sum(arms["pair"]["nll"]) < sum(arms["pilot"]["nll"])
 
 
-def test_an_item_is_ranked_by_how_many_score_higher(quality: Any, sequences: str) -> None:
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_an_item_is_ranked_by_how_many_score_higher(quality: Any, sequences: str, strength: float) -> None:
     task = quality.tasks.NextItem(data=sequences)
     pair = task.pairs({"pair": {"layers": "all"}}, 0)["pair"].eval()
+    randomize(pair.copilot)
     seen = task.held_out("held_out").collect({"pair": pair}).held["pair"]
-    found = task.judge(pair, scores(seen, 0.0, "simplex", "probability"), 0.0, False)
-    items = sorted(task.splits["held_out"], key=len)[0]
+    found = task.judge(pair, scores(seen, strength, "simplex", "probability"), strength, False)
+    items = torch.tensor([sorted(task.splits["held_out"], key=len)[0]])
     with torch.no_grad():
-        logits = pair.pilot(torch.tensor([items[:-1]])).logits[0]
+        batch = {"input_ids": items, "attention_mask": torch.ones_like(items), "labels": items}
+        logits = pair(**batch, strength=strength).logits[0, :-1]
+        assert torch.allclose(logits, pair.pilot(items).logits[0, :-1], atol=1e-5) == (strength == 0)
     logits[:, 0] = -torch.inf
-    place = [(logits[step].argsort(descending=True) == item).nonzero().item() for step, item in enumerate(items[1:])]
+    order = logits.argsort(descending=True)
+    place = [(order[step] == item).nonzero().item() for step, item in enumerate(items[0, 1:])]
     assert found["hit@10"][0] == pytest.approx(sum(at < 10 for at in place) / len(place), abs=1e-4)
     gains = [1 / math.log2(at + 2) if at < 10 else 0.0 for at in place]
     assert found["ndcg@10"][0] == pytest.approx(sum(gains) / len(place), abs=1e-4)
@@ -84,20 +98,35 @@ def test_ensembles_are_compared_user_by_user_with_the_copilots_of_the_same_exper
     sequences: str,
 ) -> None:
     folder = run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--seeds", "0")
-    pair = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]["pair"]
+    pilot, pair = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"].values()
     monkeypatch.setattr(quality.ensemble, "COMMITTED", folder.parent)
     out = tmp_path / "ensembles"
     arguments = ["ensemble.py", str(tmp_path / "toy.yaml"), "--data", sequences, "--seeds", "0", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", arguments)
     quality.ensemble.main()
     found = json.loads((out / "ensemble_toy.json").read_text())
-    ensemble, tokens = found["scores"]["3"]["0"], np.asarray(pair["tokens"])
-    assert ensemble["tokens"] == pair["tokens"]
+    alone, of_two, ensemble = (of_seeds["0"] for of_seeds in found["scores"].values())
+    tokens = np.asarray(pair["tokens"])
+    assert alone["tokens"] == ensemble["tokens"] == pair["tokens"]
+    for metric in ("nll", "hit@10", "ndcg@10"):
+        assert alone[metric] == pytest.approx(pilot[metric], abs=2e-5)
+    assert len({tuple(of["nll"]) for of in (alone, of_two, ensemble)}) == 3
     for metric in ("nll", "hit@10", "ndcg@10"):  # seed 1 has no Copilot
         expected = np.average(np.asarray(ensemble[metric]) - np.asarray(pair[metric]), weights=tokens)
         assert found["differences"]["3"]["pair"][metric]["mean"] == pytest.approx(expected)
     of_pilot = found["differences"]["3"]["pilot"]["nll"]
     assert f"3 Pilots - pilot (2 seeds): nll {of_pilot['mean']:+.4f} [{of_pilot['low']:+.4f}" in capsys.readouterr().out
+
+
+def test_an_ensembles_scores_are_those_of_its_mean_distribution(quality: Any) -> None:
+    target, lengths = torch.tensor([1, 3, 2]), [2, 1]
+    one = torch.tensor([[0.0, 0.5, 0.3, 0.2], [0.0, 0.6, 0.2, 0.2], [0.0, 0.7, 0.2, 0.1]])
+    other = torch.tensor([[0.0, 0.1, 0.2, 0.7], [0.0, 0.2, 0.0, 0.8], [0.0, 0.3, 0.0, 0.7]])
+    found = quality.ensemble.scores([[(one, target, lengths)], [(other, target, lengths)]])
+    nll = [-math.log(p) for p in (0.3, 0.5, 0.1)]
+    assert found["nll"] == pytest.approx([(nll[0] + nll[1]) / 2, nll[2]], abs=1e-4)
+    assert found["ndcg@10"] == pytest.approx([(1 / math.log2(3) + 1) / 2, 0.5], abs=1e-4)  # second, first; third
+    assert (found["hit@10"], found["tokens"]) == ([1.0, 1.0], lengths)
 
 
 def test_an_ensemble_is_not_compared_with_results_of_other_users(quality: Any) -> None:
@@ -169,6 +198,12 @@ def test_users_are_held_out_whole(quality: Any, sequences: str) -> None:
     assert len(set(everyone)) == 12
 
 
+def test_a_users_last_fifty_items_are_kept(quality: Any, tmp_path: Path) -> None:
+    path = tmp_path / "items.txt"
+    path.write_text(f"1 {' '.join(map(str, range(1, 61)))}")
+    assert quality.tasks.NextItem(data=str(path)).splits["train"] == [list(range(11, 61))]
+
+
 def test_the_theorem_is_measured_over_seeds(
     quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sequences: str
 ) -> None:
@@ -233,13 +268,14 @@ EQUATIONS = NEXT_ITEM | {
 def test_equations_are_written_by_an_encoder_decoder(
     quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, problems: str
 ) -> None:
-    folder = run_experiment(quality, monkeypatch, tmp_path, EQUATIONS, "--data", problems, "--seeds", "0")
+    facts = EQUATIONS | {"learning_rate": 1e-2, "points": {"best": {"epochs": 30}}}
+    folder = run_experiment(quality, monkeypatch, tmp_path, facts, "--data", problems, "--seeds", "0")
     arms = json.loads((folder / "best_seed0_copilots.json").read_text())["arms"]
     assert arms.keys() == {"pilot", "pair"}
     for arm in arms.values():
-        assert len(arm["exact"]) == len(arm["brier"]) == 4
         assert arm["tokens"] == [4] * 4  # a sign, two numbers, and the end
-        assert set(arm["exact, 4 beams"]) <= {0, 1} and len(arm["exact, 4 beams"]) == 4
+        assert len(arm["exact"]) == len(arm["exact, 4 beams"]) == len(arm["brier"]) == 4
+        assert any(arm["exact"]) and any(arm["exact, 4 beams"])
 
 
 def test_wordings_held_out_are_not_learned_from(quality: Any, problems: str) -> None:

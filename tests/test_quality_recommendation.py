@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,17 +68,27 @@ def sequences(tmp_path: Path) -> str:
 def test_another_task_of_a_kind_is_trained_and_kept_apart(
     quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pilot: str, sequences: str
 ) -> None:
+    facts = {"data": sequences, "pilot": pilot} | EXPERIMENT["task"] | {"task": "lastfm"}
+    answers = {e.prompt: e.answer for e in quality.tasks.WrittenAnswers(**facts).splits["held_out"]}
+    places, strengths = [1, 2, 3, 10, 11, 4], []
+
+    def listed(_: Any, __: Any, prompts: list[str], strength: float, **___: Any) -> list[list[str]]:
+        strengths.append(strength)
+        return [["another"] * (place - 1) + [answers[of]] for place, of in zip(places, prompts, strict=True)]
+
+    monkeypatch.setattr(quality.tasks, "ranked_lists", listed)
     arguments = ("--data", sequences, "--pilot", pilot, "--task", "lastfm", "--seeds", "0")
     folder = run_experiment(quality, monkeypatch, tmp_path, EXPERIMENT, *arguments)
     assert not folder.exists()
     result = json.loads((folder.parent / "toy_lastfm" / "short_seed0_copilots.json").read_text())
     assert result["settings"]["task"]["task"] == "lastfm"
     assert result["settings"]["task"]["train_size"] == 20
+    assert strengths == [arm["strength"] for arm in result["arms"].values()]
     for arm in result["arms"].values():
-        hits, gains = arm["listed, hit@10"], arm["listed, ndcg@10"]
-        assert len(hits) == len(gains) == len(arm["answers, greedy"]) == 6
-        assert all(gain <= hit for hit, gain in zip(hits, gains, strict=True))
-        assert [gain > 0 for gain in gains] == [hit == 1 for hit in hits]
+        assert len(arm["answers, greedy"]) == 6
+        assert arm["listed, hit@10"] == [1, 1, 1, 1, 0, 1]
+        gains = [0.0 if place > 10 else 1 / math.log2(place + 1) for place in places]
+        assert arm["listed, ndcg@10"] == pytest.approx(gains, abs=1e-5)
 
 
 def test_another_task_of_a_kind_that_is_one_is_refused(

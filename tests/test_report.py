@@ -470,6 +470,23 @@ def test_the_summary_sets_the_best_copilot_on_validation_data_beside_the_rival_o
     assert report.SECTIONS["summary"](tmp_path / "empty") == "Not measured yet."
 
 
+def test_a_row_of_nll_sets_the_best_copilot_by_nll_on_validation_data_beside_its_rival(
+    report: Any, tmp_path: Path
+) -> None:
+    def scored(nll: float, validation: list[float]) -> dict[str, Any]:
+        return {"nll": [nll] * 4, "tokens": [5] * 4, "strength": 0.0, "validation": validation}
+
+    by_brier, by_nll = scored(2.5, [0.1, 2.5]), scored(2.25, [0.3, 2.25])
+    arms = {"pilot": scored(3.0, [0.2, 3.0]), "latest": by_brier, "latest_slow": by_nll}
+    seconds = {"training": {"pilot": 100.0, "latest": 50.0, "latest_slow": 50.0}}
+    facts = {"settings": SETTINGS | {"kind": "next_item"}, "seconds": seconds, "arms": arms}
+    write(tmp_path / "quality" / "lastfm" / "best_seed0_copilots.json", facts)
+    rival = {"seconds": seconds, "arms": {"extra_compute_latest": scored(2.75, [0.2, 2.75])}, "extra": 0.5}
+    write(tmp_path / "quality" / "lastfm" / "best_seed0_extra_compute_latest.json", rival)
+    found = cells(report.SECTIONS["summary"](tmp_path), "**LastFM, 3 epochs**<br>NLL ↓, 1 seed")
+    assert [cell.split(" ")[0] for cell in found] == ["3.0000", "", "", "", "**-0.7500", "**-0.2500", ""]
+
+
 def test_the_pictured_summary_shows_differences_in_per_cent(report: Any, tmp_path: Path) -> None:
     write_summary(tmp_path)
     (axes,) = report.draw_summary(tmp_path).axes
@@ -541,10 +558,17 @@ def test_check_fails_until_a_page_is_rewritten(
 
 
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "quality" / "FINDINGS.md"]
-GENERATED = [name for page in PAGES for name in re.findall(r"<!-- (\w+):begin -->", page.read_text(encoding="utf-8"))]
+IN_README, IN_FINDINGS = (re.findall(r"<!-- (\w+):begin -->", page.read_text(encoding="utf-8")) for page in PAGES)
 
 
-@pytest.mark.parametrize("name", GENERATED)  # several processes may share them: bootstraps take a minute in all
+def test_every_section_stands_on_its_page(report: Any) -> None:
+    assert sorted(IN_README) == ["kernels", "overhead", "summary"]
+    assert sorted(IN_FINDINGS) == sorted(report.SECTIONS.keys() - IN_README)
+
+
+@pytest.mark.parametrize(
+    "name", IN_README + IN_FINDINGS
+)  # several processes may share them: bootstraps take a minute in all
 def test_a_section_of_the_committed_pages_is_up_to_date(
     report: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
