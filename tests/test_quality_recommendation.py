@@ -70,10 +70,11 @@ def test_another_task_of_a_kind_is_trained_and_kept_apart(
 ) -> None:
     facts = {"data": sequences, "pilot": pilot} | EXPERIMENT["task"] | {"task": "lastfm"}
     answers = {e.prompt: e.answer for e in quality.tasks.WrittenAnswers(**facts).splits["held_out"]}
-    places, strengths = [1, 2, 3, 10, 11, 4], []
+    places, strengths, ranked = [1, 2, 3, 10, 11, 4], [], quality.tasks.ranked_lists
 
-    def listed(_: Any, __: Any, prompts: list[str], strength: float, **___: Any) -> list[list[str]]:
-        strengths.append(strength)
+    def listed(pair: Any, items: Any, prompts: list[str], **options: Any) -> list[list[str]]:
+        strengths.append(options["strength"])
+        assert len(ranked(pair, items, prompts, **options)) == len(prompts)  # hardly any hits, untrained as it is
         return [["another"] * (place - 1) + [answers[of]] for place, of in zip(places, prompts, strict=True)]
 
     monkeypatch.setattr(quality.tasks, "ranked_lists", listed)
