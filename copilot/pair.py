@@ -39,7 +39,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
 
         Args:
             input_ids: (B, S) int64.
-            attention_mask: (B, S), 0 for padding; 4-D inside `generate` with a static cache.
+            attention_mask: (B, S), 0 for padding; inside `generate` with a static cache 4-D, or one for each type of layer.
             position_ids: (B, S), as the Pilot takes them; with labels a row must be one text.
             past_key_values: the cache of a generation under way.
             inputs_embeds: (B, S, d) in place of input_ids.
@@ -78,7 +78,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
             return PairOutput(logits=outputs.logits, past_key_values=past_key_values)
         given = input_ids if input_ids is not None else inputs_embeds
         cache, tokens = check_step(past_key_values, given, "input_ids or inputs_embeds")
-        if cache.context_mask is None and attention_mask is not None and attention_mask.dim() == 2:
+        if cache.context_mask is None and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             cache.context_mask = attention_mask.to(self.copilot.device).bool()
         with self.tap(tail=1) as tapped:
             outputs = self.pilot(
