@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from peft import set_peft_model_state_dict
+from peft.tuners.tuners_utils import cast_adapter_dtype
+from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, logging
 
 from copilot.building import build_copilot, check_attachable
 from copilot.cache import CopilotCache
@@ -28,10 +31,30 @@ from copilot.tap import PilotTap, embed, logits_only_at
 
 logger = logging.get_logger(__name__)
 
+HUB = ("token", "cache_dir", "local_files_only", "force_download")
+
 
 def has_adapters(pilot: PreTrainedModel) -> bool:
     """Whether a Pilot trains adapters, so that only these are saved."""
     return bool(getattr(pilot, "peft_config", None))
+
+
+def restore_adapter(pilot: PreTrainedModel, source: str, **hub: Any) -> None:
+    """Make the adapter that a Pilot was loaded with trainable, in float32 as it was trained.
+
+    transformers loads it frozen and rounded to the Pilot's type.
+
+    Args:
+        pilot: changed in place.
+        source: folder or hub id of the adapter.
+        **hub: options of the download.
+    """
+    name = pilot.active_adapters()[0]
+    pilot.set_adapter(name)
+    cast_adapter_dtype(pilot, name)
+    saved = load_peft_weights(source, device=str(pilot.device), **hub)
+    weights = {key.removeprefix("base_model.model."): value for key, value in saved.items()}
+    set_peft_model_state_dict(pilot, weights, adapter_name=name)
 
 
 def check_base_survives(folder: Path, pilot: PreTrainedModel, adapted: bool) -> None:
@@ -137,7 +160,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         if isinstance(pilot, str | os.PathLike):
             loaded = cls._pilot_class.from_pretrained(pilot, **options)
             if has_adapters(loaded):
-                loaded.set_adapter(loaded.active_adapters()[0])  # peft loads them frozen; this makes them trainable
+                restore_adapter(loaded, str(pilot), **{name: options[name] for name in HUB if name in options})
             return loaded
         if not isinstance(pilot, PreTrainedModel):
             raise TypeError(
@@ -150,19 +173,19 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         """Write the Copilot as a directory that loads without its Pilot.
 
         Args:
-            save_directory: where config.json and model.safetensors go.
+            save_directory: where config.json, generation_config.json (the pair's) and model.safetensors go.
             save_pilot: also write the Pilot to `save_directory`/pilot (only its adapter when it carries one), in place
                 of one that was saved there before.
             **kwargs: passed on to `PreTrainedModel.save_pretrained`; `state_dict` is the pair's.
 
         Raises:
-            ValueError: push_to_hub with save_pilot: it would upload the Copilot alone. Adapters that would replace the
-                model under them.
+            ValueError: push_to_hub, which would upload a part of this. Adapters that would replace the model under
+                them.
         """
-        if save_pilot and kwargs.get("push_to_hub"):
+        if kwargs.get("push_to_hub"):
             raise ValueError(
-                "push_to_hub uploads the Copilot alone, expected save_pilot=False; to upload both, save them and call "
-                "huggingface_hub.upload_folder(folder_path=save_directory, repo_id=...)"
+                "push_to_hub is True, expected False: save, then call huggingface_hub.upload_folder("
+                "folder_path=save_directory, repo_id=...); pair.push_to_hub(repo_id) uploads the Copilot alone"
             )
         if not kwargs.get("is_main_process", True):
             return  # transformers 5.10 would write weights all the same
@@ -185,10 +208,14 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             of_pilot = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
             self.pilot.save_pretrained(folder, **of_pilot, **options("pilot"))
             discard_other_kind(folder, self.pilot)
-        elif has_adapters(self.pilot):
-            logger.warning("The Pilot's adapters are not saved with its Copilot; save_pilot=True writes both.")
+        elif has_adapters(self.pilot) or any(parameter.requires_grad for parameter in self.pilot.parameters()):
+            logger.warning(
+                "The Pilot has trainable weights or adapters that are not saved with its Copilot; "
+                "save_pretrained(..., save_pilot=True) writes both."
+            )
         if not save_pilot and folder.is_dir():
             logger.warning(f"{folder} is of an earlier save, and from_pretrained will attach the Copilot to it.")
+        self.generation_config.save_pretrained(save_directory)
         self.copilot.save_pretrained(save_directory, **kwargs, **options("copilot"))
 
     @classmethod
@@ -198,32 +225,35 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         pilot: PreTrainedModel | str | os.PathLike[str] | None = None,
         *,
         pilot_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
         **kwargs: Any,
     ) -> Self:
-        """A saved Copilot, attached to a Pilot, on that one's device.
+        """A saved Copilot, attached to a Pilot, on that one's device. Both get the pair's generation config.
 
         Args:
             path: a folder written by `save_pretrained`, or a hub id.
             pilot: the Pilot to attach to, or its id or folder; None takes the saved one (`path`/pilot; its adapters can
                 be trained further), else the one named in the config.
             pilot_dtype: of a Pilot that is loaded; None is the type it had when the Copilot was saved, for which lambda
-                was chosen, "auto" that of its files.
-            **kwargs: passed on to `CopilotModel.from_pretrained`; revision, token, cache_dir, local_files_only and
-                force_download to the hub.
+                was chosen, "auto" that of its files. Adapters are float32 in any case.
+            device_map: of a Pilot that is loaded; all of it on one device.
+            **kwargs: passed on to `CopilotModel.from_pretrained` (dtype is the Copilot's alone, which needs float32 to
+                be trained further); revision, token, cache_dir, local_files_only and force_download to the hub.
 
         Raises:
             OSError: no folder and no hub repository of that name.
             ValueError: no Copilot at `path`, incomplete weights, or a Pilot of another vocabulary or width.
         """
-        names = ("token", "cache_dir", "local_files_only", "force_download")
-        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
-        if not Path(path).is_dir():  # the whole repository, so that a Pilot saved beside the Copilot comes with it
+        hub = {name: kwargs.pop(name) for name in HUB if name in kwargs}
+        subfolder = kwargs.get("subfolder", "")
+        if not Path(path).is_dir():  # download everything there, so that a Pilot saved beside the Copilot comes with it
             revision = {"revision": kwargs.pop("revision")} if "revision" in kwargs else {}
             # Of a training's checkpoints only what is asked for.
-            unneeded = [] if "subfolder" in kwargs else ["checkpoint-*", "last-checkpoint/*"]
-            unneeded += [] if pilot is None else ["pilot/*"]
+            needed = str(PurePosixPath(subfolder, "*"))
+            unneeded = [] if subfolder else ["checkpoint-*", "last-checkpoint/*"]
+            unneeded += [] if pilot is None else [str(PurePosixPath(subfolder, "pilot/*"))]
             try:
-                path = snapshot_download(str(path), ignore_patterns=unneeded, **revision, **hub)
+                path = snapshot_download(str(path), allow_patterns=needed, ignore_patterns=unneeded, **revision, **hub)
             except HFValidationError as error:
                 raise FileNotFoundError(f"path must be a folder or a hub id; got {str(path)!r}") from error
         kind = PretrainedConfig.get_config_dict(path, **kwargs)[0].get("model_type")
@@ -239,15 +269,18 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         if info["missing_keys"] or info["mismatched_keys"]:
             wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
             raise ValueError(f"path must hold complete weights; {path} lacks {len(wrong)}, the first is {wrong[0]}")
-        saved = Path(path) / "pilot"
+        saved = Path(path, subfolder, "pilot")
         if pilot is None:
             pilot = str(saved) if saved.is_dir() else copilot.config.base_model_name_or_path
         if pilot is None:
             raise ValueError(f"pilot must be given: {path} neither holds a Pilot nor names one")
         try:
-            attached = cls._resolve_pilot(pilot, dtype=pilot_dtype or copilot.config.pilot_dtype or "auto", **hub)
+            dtype = pilot_dtype or copilot.config.pilot_dtype or "auto"
+            attached = cls._resolve_pilot(pilot, dtype=dtype, device_map=device_map, **hub)
         except SafetensorError as error:
             raise ValueError(f"pilot must have complete weights; {pilot}: {error}") from error
+        if Path(path, subfolder, GENERATION_CONFIG_NAME).is_file():
+            attached.generation_config = GenerationConfig.from_pretrained(Path(path, subfolder))
         return cls(attached, copilot.to(attached.device))
 
     # What generation and the Trainer ask of a model, answered by the Pilot.

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from builders import BOTH_KINDS, FAMILIES, PAD, batch_of, fresh_pair, pair_class, random_ids, random_pair, tiny_pilot
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from copilot import CopilotModel, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM, calibrate, pair_base
 
@@ -56,7 +57,8 @@ def test_a_saved_copilot_holds_no_weight_of_the_pilot(tmp_path, kind):
     pair.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == pair.copilot.state_dict().keys()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    written = ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 
 @both_kinds
@@ -92,6 +94,37 @@ def test_arguments_that_say_where_the_copilot_lies_reach_its_configuration_too(t
     pair.save_pretrained(tmp_path / "inner")
     loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=pair.pilot, subfolder="inner")
     assert torch.equal(text_of(loaded), text_of(pair))
+
+
+def test_the_pilot_of_a_subfolder_is_the_one_saved_there(tmp_path):
+    random_pair().save_pretrained(tmp_path, save_pilot=True)
+    pair = random_pair(pilot=tiny_pilot(seed=9))
+    pair.save_pretrained(tmp_path / "checkpoint-2", save_pilot=True)
+    loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path, subfolder="checkpoint-2")
+    assert torch.equal(text_of(loaded), text_of(pair))
+
+
+@pytest.mark.parametrize("saved", ["adapters", "copilot", "everything"])
+def test_the_pairs_generation_config_is_saved(tmp_path, saved):
+    tiny_pilot().save_pretrained(tmp_path / "base")
+    pair = PilotCopilotForCausalLM.from_pilot(str(tmp_path / "base"), layers=2)
+    if saved == "adapters":
+        pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+        pair.generation_config.eos_token_id = [1, 7]  # as a training sets it
+    else:
+        pair.generation_config = GenerationConfig(eos_token_id=[1, 7], pad_token_id=PAD)
+    pair.save_pretrained(tmp_path / "out", save_pilot=saved != "copilot")
+    loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.generation_config.eos_token_id == [1, 7]
+    assert loaded.pilot.generation_config is loaded.generation_config
+
+
+def test_a_copilot_saved_without_a_generation_config_leaves_the_pilots(tmp_path):
+    pair = random_pair()
+    pair.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    config = pair.pilot.generation_config
+    assert PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=pair.pilot).generation_config is config
 
 
 @both_kinds
@@ -273,6 +306,27 @@ def test_the_type_of_a_pilot_that_is_loaded_can_be_chosen(tmp_path, dtype, expec
     assert loaded.copilot.dtype == torch.float32
 
 
+def test_a_pilot_is_loaded_where_it_is_wanted_and_its_copilot_follows(tmp_path):
+    random_pair().save_pretrained(tmp_path, save_pilot=True)
+    loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path, device_map="meta")
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"meta"}
+
+
+def test_float32_adapters_of_a_half_precision_pilot_come_back_as_they_were(tmp_path):
+    tiny_pilot().bfloat16().save_pretrained(tmp_path / "base")
+    pair = PilotCopilotForCausalLM.from_pilot(str(tmp_path / "base"), layers=2)
+    pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    cast_adapter_dtype(pair.pilot, "default")
+    adapter = {name: value + 1e-6 for name, value in pair.pilot.get_adapter_state_dict().items()}
+    set_peft_model_state_dict(pair.pilot, adapter)
+    pair.save_pretrained(tmp_path / "out", save_pilot=True)
+    loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path / "out").pilot
+    assert loaded.dtype == torch.bfloat16
+    for name, value in loaded.get_adapter_state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, adapter[name]), name
+
+
 def test_the_hub_token_reaches_the_pilot(tmp_path, monkeypatch):
     random_pair().save_pretrained(tmp_path)
     given: dict[str, Any] = {}
@@ -310,17 +364,21 @@ def test_a_pair_of_the_hub_comes_with_its_pilot_where_that_is_needed(tmp_path, m
     pilot = tiny_pilot() if given else None
     PilotCopilotForCausalLM.from_pretrained("some/pair", pilot=pilot, **where)
     unneeded = ["checkpoint-*", "last-checkpoint/*", *(["pilot/*"] if given else [])]
-    assert asked == [("some/pair", {"ignore_patterns": unneeded} | where)]
+    assert asked == [("some/pair", {"allow_patterns": "*", "ignore_patterns": unneeded} | where)]
 
 
 def test_a_checkpoint_of_the_hub_comes_where_it_is_asked_for(tmp_path, monkeypatch):
-    random_pair().save_pretrained(tmp_path / "checkpoint-2")
+    random_pair().save_pretrained(tmp_path / "checkpoint-2", save_pilot=True)
     asked: list[Any] = []
     monkeypatch.setattr(
-        pair_base, "snapshot_download", lambda _name, ignore_patterns: asked.append(ignore_patterns) or str(tmp_path)
+        pair_base, "snapshot_download", lambda _name, **patterns: asked.append(patterns) or str(tmp_path)
     )
-    PilotCopilotForCausalLM.from_pretrained("some/pair", pilot=tiny_pilot(), subfolder="checkpoint-2")
-    assert asked == [["pilot/*"]]
+    for pilot in (None, tiny_pilot()):
+        PilotCopilotForCausalLM.from_pretrained("some/pair", pilot=pilot, subfolder="checkpoint-2")
+    assert asked == [
+        {"allow_patterns": "checkpoint-2/*", "ignore_patterns": []},
+        {"allow_patterns": "checkpoint-2/*", "ignore_patterns": ["checkpoint-2/pilot/*"]},
+    ]
 
 
 def test_what_is_neither_a_folder_nor_a_hub_id_is_told():
@@ -364,18 +422,25 @@ def test_adapters_take_the_place_of_the_pilot_saved_before(tmp_path):
     assert torch.equal(text_of(PilotCopilotForCausalLM.from_pretrained(tmp_path / "out")), text_of(pair))
 
 
-def test_an_upload_that_would_lack_the_pilot_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"^push_to_hub uploads the Copilot alone"):
-        random_pair().save_pretrained(tmp_path / "out", save_pilot=True, push_to_hub=True)
+@pytest.mark.parametrize("save_pilot", [False, True])
+def test_an_upload_of_a_part_is_refused_before_anything_is_written(tmp_path, save_pilot):
+    with pytest.raises(ValueError, match=r"^push_to_hub is True, expected False"):
+        random_pair().save_pretrained(tmp_path / "out", save_pilot=save_pilot, push_to_hub=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_left_out_are_told(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("state", ["adapters", "frozen adapters", "trainable", "frozen"])
+def test_a_pilot_that_may_have_been_trained_and_is_left_out_is_told(tmp_path, caplog, monkeypatch, state):
     pair = random_pair()
-    pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    if "adapters" in state:
+        pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    if "frozen" in state:
+        pair.pilot.requires_grad_(False)
     monkeypatch.setattr(pair_base.logger, "propagate", True)
-    pair.save_pretrained(tmp_path)
-    assert "adapters are not saved" in caplog.text
+    pair.save_pretrained(tmp_path / "both", save_pilot=True)
+    assert "not saved with its Copilot" not in caplog.text
+    pair.save_pretrained(tmp_path / "copilot")
+    assert ("not saved with its Copilot" in caplog.text) == (state != "frozen")
 
 
 def test_a_pilot_of_an_earlier_save_is_told(tmp_path, caplog, monkeypatch):
