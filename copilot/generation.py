@@ -23,11 +23,17 @@ REFUSED = {
     "assistant_model": "assisted decoding rolls the cache back, and the mistakes of earlier steps are not kept",
     "assistant_early_exit": "assisted decoding rolls the cache back",
     "prompt_lookup_num_tokens": "prompt-lookup decoding rolls the cache back",
+    "use_mtp": "assisted decoding rolls the cache back",
     "guidance_scale": "guidance runs the Pilot a second time, and only the first has a Copilot",
     "output_attentions": "the Pilot's attentions say nothing about p~; call pair.pilot",
     "output_hidden_states": "the Pilot's states say nothing about p~; call pair.pilot",
     "token_healing": "it generates once more, at another strength",
     "custom_generate": "custom generation loops are not known to keep the Copilot's cache",
+    "penalty_alpha": "contrastive search is a custom generation loop",
+    "dola_layers": "DoLa is a custom generation loop",
+    "num_beam_groups": "group beam search is a custom generation loop",
+    "constraints": "constrained beam search is a custom generation loop",
+    "force_words_ids": "constrained beam search is a custom generation loop",
 }
 
 
@@ -204,7 +210,7 @@ def refuse(options: Mapping[str, Any]) -> None:
     """Raise ValueError for the first option that is set but cannot carry the Copilot's state."""
     for name, reason in REFUSED.items():
         value = options.get(name)
-        if value and not (name == "guidance_scale" and value == 1):  # which is none
+        if value and not (name in ("guidance_scale", "num_beam_groups") and value == 1):  # which is none
             raise ValueError(f"{name} is not supported by a pair: {reason}")
 
 

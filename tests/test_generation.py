@@ -319,6 +319,12 @@ REFUSED = {
     "use_cache": False,
     "prompt_lookup_num_tokens": 2,
     "token_healing": True,
+    "use_mtp": True,
+    "penalty_alpha": 0.6,
+    "dola_layers": "low",
+    "num_beam_groups": 2,
+    "force_words_ids": [[5]],
+    "constraints": ["a constraint"],
 }
 # What `generate` takes as an argument of its own.
 ARGUMENTS = {"custom_generate": "some/repository"}
@@ -361,10 +367,11 @@ def test_a_static_cache_beside_flash_attention_is_refused(monkeypatch):
         pair.generate(**prompts(), max_new_tokens=4, cache_implementation="static")
 
 
-def test_a_guidance_scale_of_1_is_no_guidance():
+@pytest.mark.parametrize("neutral", [{"guidance_scale": 1.0}, {"num_beam_groups": 1}])
+def test_what_asks_for_nothing_is_not_refused(neutral):
     pair = random_pair("llama")
-    plain, scaled = (pair.generate(**prompts(), max_new_tokens=4, **more) for more in ({}, {"guidance_scale": 1.0}))
-    assert torch.equal(plain, scaled)
+    plain, asked = (pair.generate(**prompts(), max_new_tokens=4, **more) for more in ({}, neutral))
+    assert torch.equal(plain, asked)
 
 
 def test_assisted_decoding_is_refused():
