@@ -89,7 +89,7 @@ class CopilotModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.lora is not None:
             for name, parameter in model.layers.named_parameters():
-                parameter.requires_grad_("lora_" in name)
+                parameter.requires_grad_(name in model.trained_in_layers)
         return loaded
 
     def inject_lora(self, lora: dict[str, Any]) -> None:
@@ -102,6 +102,8 @@ class CopilotModel(PreTrainedModel):
 
         inject_adapter_in_model(LoraConfig(**lora), self.layers)
         self.config.lora = lora
+        # Loading weights makes every parameter trainable; what peft chose is restored from here.
+        self.trained_in_layers = {name for name, parameter in self.layers.named_parameters() if parameter.requires_grad}
 
     def attention_count(self) -> int:
         """How many attention modules have a cache layer."""

@@ -38,7 +38,7 @@ def test_a_step_with_lora_moves_only_adapters_and_the_new_maps():
     assert not any(name.startswith("layers.") and "lora_" not in name for name in moved)
 
 
-@pytest.mark.parametrize(("kind", "lora"), [("llama", LORA), ("t5", T5_LORA)])
+@pytest.mark.parametrize(("kind", "lora"), [("llama", LORA), ("t5", T5_LORA), ("qwen2", LORA | {"bias": "lora_only"})])
 def test_a_copilot_with_lora_survives_saving(tmp_path, kind, lora):
     pair = random_pair(kind, lora=lora)
     with torch.no_grad():
