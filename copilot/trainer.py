@@ -73,7 +73,7 @@ class CopilotTrainer(Trainer):
 
     Raises:
         ValueError: a model that is no pair, a Pilot that has adapters already or was loaded from where its adapters
-            would be saved, unusable data, or FSDP or DeepSpeed. The model stays as it was.
+            would be saved, arguments of another class, unusable data, or FSDP or DeepSpeed. The model stays as it was.
     """
 
     model: PilotCopilotModel
@@ -93,11 +93,10 @@ class CopilotTrainer(Trainer):
         if not isinstance(model, PilotCopilotModel):
             raise ValueError(f"model is a {type(model).__name__}, expected a pair (PilotCopilotForCausalLM.from_pilot)")
         args = CopilotTrainingArguments("trainer_output") if args is None else args
+        if not isinstance(args, CopilotTrainingArguments):
+            raise ValueError(f"args is a {type(args).__name__}, expected CopilotTrainingArguments")
         if args.n_gpu > 1:
-            raise ValueError(
-                f"one process sees {args.n_gpu} GPUs, expected 1: start one process for each with torchrun, or set "
-                "CUDA_VISIBLE_DEVICES"
-            )
+            raise ValueError(f"one process sees {args.n_gpu} GPUs, expected 1: use torchrun or CUDA_VISIBLE_DEVICES")
         if peft_config is not None and has_adapters(model.pilot):
             raise ValueError(f"peft_config is given, but the Pilot has the adapters {model.pilot.active_adapters()}")
         adapted = peft_config is not None or has_adapters(model.pilot)
@@ -139,6 +138,7 @@ class CopilotTrainer(Trainer):
         if peft_config is not None:
             torch.manual_seed(args.seed)  # the same adapters in every process and every run
             model.pilot.add_adapter(peft_config)
+        if adapted:
             cast_adapter_dtype(model.pilot, *model.pilot.active_adapters())  # half precision loses small steps
         if any(parameter.requires_grad for parameter in model.pilot.parameters()):
             validate_quantization_for_training(model.pilot)  # Trainer looks at the pair alone

@@ -12,7 +12,7 @@ import torch
 from builders import TEXT_ROWS
 from huggingface_hub import ModelCard
 from peft import LoraConfig
-from transformers import AutoTokenizer, Trainer, TrainerCallback
+from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 from copilot import trainer as trainer_module
@@ -690,3 +690,20 @@ def test_rows_without_a_context_are_told(make_trainer, caplog, monkeypatch, rows
     monkeypatch.setattr(trainer_module.logger, "propagate", True)
     make_trainer(rows=rows, **options)
     assert ("without the context X~" in caplog.text) == warns
+
+
+def test_arguments_of_another_class_are_refused(make_pair, tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match=r"^args is a TrainingArguments, expected CopilotTrainingArguments"):
+        CopilotTrainer(make_pair(), args, TEXT_ROWS)
+
+
+@pytest.mark.parametrize("peft_config", [PILOT_LORA, None])
+def test_adapters_of_a_half_precision_pilot_are_trained_in_float32(make_pair, make_trainer, peft_config):
+    pair = make_pair()
+    pair.pilot.bfloat16()
+    if peft_config is None:
+        pair.pilot.add_adapter(PILOT_LORA)
+    make_trainer(pair, peft_config=peft_config)
+    assert {parameter.dtype for parameter in pair.pilot.parameters() if parameter.requires_grad} == {torch.float32}
+    assert pair.pilot.dtype == torch.bfloat16
