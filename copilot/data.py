@@ -47,6 +47,8 @@ def prepare_dataset(
     - `{input_ids, labels}`, tokenised already, and with an `attention_mask` without what that masks. A row that is too
       long loses its beginning.
 
+    A row that loses its beginning keeps a beginning-of-sequence token in front of the rest.
+
     An encoder-decoder model accepts `{prompt, completion}` and `{input_ids, labels}`; input and target are truncated
     at their ends, each to `max_length`.
 
@@ -55,7 +57,8 @@ def prepare_dataset(
 
     Args:
         dataset: a `datasets.Dataset` or an iterable of rows (dictionaries with equal keys).
-        processing_class: the tokenizer; `None` is fine for a tokenised dataset.
+        processing_class: the tokenizer; `None` is fine for a tokenised dataset, whose rows are then cut at their first
+            token, whatever it is.
         max_length: tokens a row may have, at least 2.
 
     Returns:
@@ -153,7 +156,7 @@ def _choose_encoder(
 ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """What turns a row with these columns into `input_ids`, `labels` and `cut`, whether it was too long."""
     if {"input_ids", "labels"} <= columns:
-        return partial(_crop_tokens, max_length=max_length, is_encoder_decoder=is_encoder_decoder)
+        return partial(_crop_tokens, tokenizer=tokenizer, max_length=max_length, is_encoder_decoder=is_encoder_decoder)
     if tokenizer is None:
         raise ValueError(f"processing_class is None, but a dataset with the columns {sorted(columns)} is not tokenised")
     options: dict[str, Any] = {"tokenizer": tokenizer, "max_length": max_length}
@@ -181,11 +184,10 @@ def _encode_prompt_and_completion(
     else:
         prompt = prompt_tokens(_string(row, "prompt"), tokenizer)
         completion = _with_end(tokenizer(_string(row, "completion"), add_special_tokens=False).input_ids, tokenizer)
-    excess = len(prompt) + len(completion) - max_length
-    completion = completion[:max_length]
-    prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
+    cut = len(prompt) + len(completion) > max_length
+    completion = completion[: max_length - _begins(prompt, tokenizer)]
     prompt_labels = [IGNORE_INDEX] * len(prompt) if completion_only_loss else prompt
-    return _decoder_only_row(prompt + completion, prompt_labels + completion, cut=excess > 0)
+    return _without_beginning(prompt + completion, prompt_labels + completion, tokenizer, max_length) | {"cut": cut}
 
 
 def _question_and_answer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -233,7 +235,7 @@ def _encode_messages(
         tokens = tokenizer(text, add_special_tokens=False).input_ids  # the template wrote the special tokens
         input_ids += tokens
         labels += tokens if from_assistant or not assistant_only_loss else [IGNORE_INDEX] * len(tokens)
-    return _decoder_only_row(input_ids[-max_length:], labels[-max_length:], cut=len(input_ids) > max_length)
+    return _without_beginning(input_ids, labels, tokenizer, max_length)
 
 
 def _turns(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
@@ -270,7 +272,9 @@ def _encode_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max
     return _decoder_only_row(tokens[:max_length], tokens[:max_length], cut=len(tokens) > max_length)
 
 
-def _crop_tokens(row: Mapping[str, Any], max_length: int, is_encoder_decoder: bool) -> dict[str, Any]:
+def _crop_tokens(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, max_length: int, is_encoder_decoder: bool
+) -> dict[str, Any]:
     input_ids, labels = row["input_ids"], row["labels"]
     mask = row.get("attention_mask") or [1] * len(input_ids)
     if len(mask) != len(input_ids):
@@ -283,8 +287,7 @@ def _crop_tokens(row: Mapping[str, Any], max_length: int, is_encoder_decoder: bo
         return {"input_ids": source[:max_length], "labels": labels[:max_length], "cut": cut}
     if len(input_ids) != len(labels):
         raise ValueError(f"a row has {len(input_ids)} input_ids and {len(labels)} labels, expected equally many")
-    input_ids, labels = _kept(input_ids, mask), _kept(labels, mask)
-    return _decoder_only_row(input_ids[-max_length:], labels[-max_length:], cut=len(input_ids) > max_length)
+    return _without_beginning(_kept(input_ids, mask), _kept(labels, mask), tokenizer, max_length)
 
 
 def _kept(tokens: list[int], mask: list[int]) -> list[int]:
@@ -310,6 +313,21 @@ def _messages(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
         if not isinstance(message.get("role"), str) or "content" not in message:
             raise ValueError(f"the column {column} holds the message {message!r}, expected {{role, content}}")
     return messages
+
+
+def _begins(tokens: list[int], tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether the first token is the beginning of a sequence, which models expect where they were trained with it."""
+    return tokenizer is not None and tokens[:1] == [tokenizer.bos_token_id]
+
+
+def _without_beginning(
+    input_ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase | None, max_length: int
+) -> dict[str, Any]:
+    """A row of the last `max_length` tokens; one that begins a sequence stays in front of them."""
+    excess = max(0, len(input_ids) - max_length)
+    start = int(_begins(input_ids, tokenizer))
+    input_ids, labels = ([*row[:start], *row[start + excess :]] for row in (input_ids, labels))
+    return _decoder_only_row(input_ids, labels, cut=excess > 0)
 
 
 def _decoder_only_row(input_ids: list[int], labels: list[int], cut: bool) -> dict[str, Any]:

@@ -41,12 +41,19 @@ def test_a_datasets_dataset_and_a_list_give_the_same_rows(tokenizer):
 
 def test_a_long_prompt_loses_its_beginning(tokenizer):
     rows = prepare_dataset([{"prompt": "w1 w2 w3 w4", "completion": "w5"}], tokenizer, max_length=4)
-    assert decoded(tokenizer, rows[0]) == ("w3 w4 w5 <eos>", "w5 <eos>")
+    assert decoded(tokenizer, rows[0]) == ("<bos> w4 w5 <eos>", "w5 <eos>")
 
 
 def test_a_long_completion_loses_its_end(tokenizer):
     rows = prepare_dataset([{"prompt": "w1", "completion": "w2 w3 w4 w5 w6"}], tokenizer, max_length=4)
-    assert decoded(tokenizer, rows[0]) == ("w2 w3 w4 w5", "w3 w4 w5")
+    assert decoded(tokenizer, rows[0]) == ("<bos> w2 w3 w4", "w2 w3 w4")
+
+
+def test_a_row_without_a_beginning_of_sequence_is_cut_at_its_first_token(ending):
+    raw = [{"prompt": "w1 w2 w3 w4", "completion": "w5"}, {"prompt": "w1", "completion": "w2 w3 w4 w5 w6"}]
+    rows = prepare_dataset(raw, ending, max_length=4)
+    assert decoded(ending, rows[0]) == ("w3 w4 w5 <eos>", "w5 <eos>")
+    assert decoded(ending, rows[1]) == ("w2 w3 w4 w5", "w3 w4 w5")
 
 
 def test_text_is_supervised_but_for_its_first_token(tokenizer):
@@ -82,8 +89,8 @@ def test_what_follows_the_last_answer_is_kept_unsupervised(tokenizer):
 
 
 def test_a_long_conversation_loses_its_beginning(tokenizer):
-    rows = prepare_dataset([{"messages": CONVERSATION}], tokenizer, max_length=3, assistant_only_loss=True)
-    assert decoded(tokenizer, rows[0]) == ("<assistant> w5 <end>", "w5 <end>")
+    rows = prepare_dataset([{"messages": CONVERSATION}], tokenizer, max_length=4, assistant_only_loss=True)
+    assert decoded(tokenizer, rows[0]) == ("<bos> <assistant> w5 <end>", "w5 <end>")
 
 
 def test_messages_of_prompt_and_completion_are_rendered_as_one_conversation(tokenizer):
@@ -123,6 +130,13 @@ def test_tokenised_rows_are_taken_as_they_are_and_need_no_tokenizer():
     raw = [{"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]}]
     assert prepare_dataset(raw, None)[0] == raw[0]
     assert prepare_dataset(raw, None, max_length=3)[0] == {"input_ids": [6, 7, 8], "labels": [IGNORED, 7, 8]}
+
+
+def test_tokenised_rows_keep_the_beginning_of_sequence_of_a_tokenizer(tokenizer):
+    raw = [{"input_ids": [2, 6, 7, 8], "labels": [2, 6, 7, 8]}, {"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}]
+    rows = prepare_dataset(raw, tokenizer, max_length=3)
+    assert rows["input_ids"][:] == [[2, 7, 8], [6, 7, 8]]
+    assert rows["labels"][:] == [[IGNORED, 7, 8], [IGNORED, 7, 8]]
 
 
 def test_an_encoder_reads_the_prompt_and_the_completion_is_the_target(tokenizer):
