@@ -228,7 +228,9 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         device_map: Any = None,
         **kwargs: Any,
     ) -> Self:
-        """A saved Copilot, attached to a Pilot, on that one's device. Both get the pair's generation config.
+        """A saved Copilot, attached to a Pilot, on that one's device.
+
+        A Pilot that is loaded here gets the generation config that the pair had; a model that is given keeps its own.
 
         Args:
             path: a folder written by `save_pretrained`, or a hub id.
@@ -279,7 +281,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             attached = cls._resolve_pilot(pilot, dtype=dtype, device_map=device_map, **hub)
         except SafetensorError as error:
             raise ValueError(f"pilot must have complete weights; {pilot}: {error}") from error
-        if Path(path, subfolder, GENERATION_CONFIG_NAME).is_file():
+        if attached is not pilot and Path(path, subfolder, GENERATION_CONFIG_NAME).is_file():
             attached.generation_config = GenerationConfig.from_pretrained(Path(path, subfolder))
         return cls(attached, copilot.to(attached.device))
 

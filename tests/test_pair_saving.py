@@ -121,8 +121,19 @@ def test_the_pairs_generation_config_is_saved(tmp_path, saved):
 
 def test_a_copilot_saved_without_a_generation_config_leaves_the_pilots(tmp_path):
     pair = random_pair()
+    pair.generation_config = GenerationConfig(eos_token_id=[1, 7], pad_token_id=PAD)
     pair.save_pretrained(tmp_path)
-    (tmp_path / "generation_config.json").unlink()
+    pair.pilot.save_pretrained(tmp_path / "somewhere")
+    for eos in ([1, 7], pair.pilot.generation_config.eos_token_id):
+        loaded = PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=str(tmp_path / "somewhere"))
+        assert loaded.generation_config.eos_token_id == eos
+        (tmp_path / "generation_config.json").unlink(missing_ok=True)
+
+
+def test_a_pilot_that_is_given_keeps_its_generation_config(tmp_path):
+    pair = random_pair()
+    pair.generation_config = GenerationConfig(eos_token_id=[1, 7], pad_token_id=PAD)
+    pair.save_pretrained(tmp_path)
     config = pair.pilot.generation_config
     assert PilotCopilotForCausalLM.from_pretrained(tmp_path, pilot=pair.pilot).generation_config is config
 
