@@ -161,7 +161,8 @@ inline Floats mix(const Rectify& job, Floats difference) {
   const Floats of_q = broadcast(static_cast<float>(job.strength));
   const Floats of_p = broadcast(static_cast<float>(1.0 - job.strength));
   const Ints q_is_larger = difference > 0.0f;
-  return log_mean(q_is_larger ? -difference : difference, q_is_larger ? of_p : of_q, q_is_larger ? of_q : of_p);
+  const Floats negative = bits<Floats>(bits<Words>(difference) | 0x80000000u);  // -|difference|
+  return log_mean(negative, q_is_larger ? of_p : of_q, q_is_larger ? of_q : of_p);
 }
 
 // p^ + lambda delta of the linear rectifier, clamped.
@@ -238,17 +239,19 @@ inline Floats rectified_simplex(const Rectify& job, const Solution& row, Floats 
   const Floats log_p = z - row.pilot.max - row.pilot.log_sum;
   const Floats log_q = z + delta - row.corrected.max - row.corrected.log_sum;
   const Floats difference = log_q - log_p;
-  return (difference > 0.0f ? log_q : log_p) + mix(job, difference);
+  return maximum(log_q, log_p) + mix(job, difference);
 }
 
-inline Floats rectified(const Rectify& job, const Solution& row, Floats z, Floats delta) {
+// f(what makes log p~ of z and delta).
+template <class F>
+inline void with_rectified(const Rectify& job, const Solution& row, F&& f) {
   switch (job.rectifier) {
     case Rectifier::kLogit:
-      return corrected(job, z, delta) - row.max - row.shift;
+      return f([&](Floats z, Floats delta) { return corrected(job, z, delta) - row.max - row.shift; });
     case Rectifier::kLinear:
-      return rectified_linear(job, row, z, delta);
+      return f([&](Floats z, Floats delta) { return rectified_linear(job, row, z, delta); });
     default:
-      return rectified_simplex(job, row, z, delta);
+      return f([&](Floats z, Floats delta) { return rectified_simplex(job, row, z, delta); });
   }
 }
 
@@ -329,7 +332,8 @@ inline void total_row(const Rectify& job, int64_t row, int64_t first, int64_t la
 }
 
 // Last pass: log p~.
-inline void write_row(const Rectify& job, int64_t row, int64_t first, int64_t last, float* scratch) {
+inline void write_row(const Rectify& given, int64_t row, int64_t first, int64_t last, float* scratch) {
+  const Rectify job = given;  // a copy that no store can change stays in registers
   const Solution solution = solve(job, row, RowPartials(job, scratch));
   float logits_buffer[kChunk], delta_buffer[kChunk], out_buffer[kChunk];
   float* out = job.out + row * job.out_stride;
@@ -340,9 +344,9 @@ inline void write_row(const Rectify& job, int64_t row, int64_t first, int64_t la
     const auto write = [&](auto&& put) {
       if (job.delta.data != nullptr) {
         const float* delta = delta_of(job, row, chunk, delta_buffer);
-        for (int64_t i = 0; i < kChunk; i += kLanes) {
-          put(to + i, rectified(job, solution, load(z + i), load(delta + i)));
-        }
+        with_rectified(job, solution, [&](auto&& rectified) {
+          for (int64_t i = 0; i < kChunk; i += kLanes) put(to + i, rectified(load(z + i), load(delta + i)));
+        });
       } else {
         for (int64_t i = 0; i < kChunk; i += kLanes) put(to + i, load(z + i) - solution.max - solution.shift);
       }
@@ -357,9 +361,11 @@ inline void write_row(const Rectify& job, int64_t row, int64_t first, int64_t la
   if (job.streams) streamed();
   Candidates candidates = candidates_of(job, row);
   take_below(candidates, first * kChunk);
-  by_lanes(take_below(candidates, last * kChunk), [&](const int64_t* tokens, Floats delta, int64_t count) {
-    const Floats values = rectified(job, solution, gather(job.logits, row, tokens), delta);
-    for (int64_t lane = 0; lane < count; ++lane) out[tokens[lane]] = values[lane];
+  with_rectified(job, solution, [&](auto&& rectified) {
+    by_lanes(take_below(candidates, last * kChunk), [&](const int64_t* tokens, Floats delta, int64_t count) {
+      const Floats values = rectified(gather(job.logits, row, tokens), delta);
+      for (int64_t lane = 0; lane < count; ++lane) out[tokens[lane]] = values[lane];
+    });
   });
 }
 
