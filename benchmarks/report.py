@@ -159,7 +159,7 @@ def kernels(folder: Path) -> str:
     return "\n\n".join(parts) or NOT_MEASURED
 
 
-LASTFM = ("lastfm", "ablation_lastfm", "combined_lastfm")
+LASTFM = ("lastfm", "ablation_lastfm", "combined_lastfm", "context_lastfm")
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "overhead": overhead,

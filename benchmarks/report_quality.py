@@ -38,6 +38,11 @@ ARMS = {
     "latest_ce_slow_all": ("of the final Pilot, cross-entropy, a third of the rate, whole vocabulary", ""),
     # In these results all arms read the layers that the first one asked for: these three are the default again.
     **dict.fromkeys(["last layer", "first half", "second half"], ("the default once more", "how much is chance?")),
+    "even": ("reads all layers (pattern 1)", ""),
+    "again": ("the same from another start", "how much is chance?"),
+    "every": ("read by each of its layers (pattern 2)", ""),
+    "first_half": ("reads the first half (pattern 3)", ""),
+    "second_half": ("reads the second half (pattern 4)", ""),
     "finish": ("then mistakes of the final Pilot, a quarter as long", "is a short second pass enough?"),
     "cross_fitted": ("mistakes on rows a Pilot was not trained on", "do they teach better?"),
     "transferred": ("Copilot of another Pilot", "can it be moved?"),
