@@ -310,10 +310,11 @@ union Entries {
   };
 };
 
-// Writes the `kept` largest of the keys in order, and zeros, which are below all keys, behind them up to `places`. The
-// largest ones end with what it returns.
+// Writes the `kept` largest of the keys in order, and zeros, which are below all keys, behind them up to `places`; the
+// others go to `rest`, in order too, so that their sum does not depend on that in which they were found. The largest
+// ones end with what it returns.
 __device__ __forceinline__ uint64_t keep_largest(const uint64_t* keys, int count, int kept, int places, uint64_t* best,
-                                                 uint64_t& last_kept) {
+                                                 uint64_t* rest, uint64_t& last_kept) {
   constexpr int kThreadsOfKey = 4;
   const int part = threadIdx.x % kThreadsOfKey;
   for (int first = 0; first < count; first += kThreads / kThreadsOfKey) {
@@ -325,7 +326,11 @@ __device__ __forceinline__ uint64_t keep_largest(const uint64_t* keys, int count
 #pragma unroll
     for (int mask = 1; mask < kThreadsOfKey; mask *= 2) larger += __shfl_xor_sync(kFullMask, larger, mask);
     if (part > 0 || i >= count) continue;
-    if (larger < kept) best[larger] = key;
+    if (larger < kept) {
+      best[larger] = key;
+    } else {
+      rest[larger - kept] = key;
+    }
     if (larger == kept - 1) last_kept = key;
   }
   for (int i = kept + static_cast<int>(threadIdx.x); i < places; i += kThreads) best[i] = 0;
@@ -375,16 +380,17 @@ __global__ void __launch_bounds__(kThreads, 3) slices_kernel(MistakeCrossEntropy
     if (exact || (swept.found >= kept && swept.found <= room)) break;
   }
 
-  const uint64_t last_kept = keep_largest(found, swept.found, kept, slices.kept, best, entries.last_kept);
+  static_assert(kRoom <= kMergedEntries);
+  uint64_t* rest = dynamic_shared<uint64_t>();  // in place of the slice, which nothing reads again
+  const uint64_t last_kept = keep_largest(found, swept.found, kept, slices.kept, best, rest, entries.last_kept);
   // No other entry is larger.
   const float least_kept = value_of(last_kept);
   const float reference = fabsf(least_kept) < kInfinity ? least_kept : swept.reference;
   // Of nothing but -infinity no mass is left, and its reference of 0 may be far above the others'.
   const float scale = swept.mass == 0.0f ? 0.0f : expf(swept.reference - reference);
-  Sums sums{swept.mass * scale, swept.square * scale * scale};  // in double: entries come in any order
-  for (int i = threadIdx.x; i < swept.found; i += blockDim.x) {
-    if (found[i] >= last_kept) continue;
-    const float weight = expf(value_of(found[i]) - reference);
+  Sums sums{swept.mass * scale, swept.square * scale * scale};
+  for (int i = threadIdx.x; i < swept.found - kept; i += blockDim.x) {
+    const float weight = expf(value_of(rest[i]) - reference);
     sums.mass += weight;
     sums.square += weight * weight;
   }
