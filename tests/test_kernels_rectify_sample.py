@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,21 @@ def test_a_small_top_k_of_unusual_rows_is_the_references(top_k, top_p):
     logits[2, 40:] = -torch.inf
     logits[3, 12345] = torch.nan
     assert_drawn_as_by_reference(logits, torch.zeros(4, 20000), 0.5, top_k=top_k, top_p=top_p)
+
+
+def test_equal_rows_keep_the_same_tokens():
+    """Also where top-p asks for the mass before a token but for its rounding."""
+    for seed in range(8):
+        g = torch.Generator().manual_seed(seed)
+        logits = torch.full((1, 3000), -torch.inf)
+        possible = torch.randperm(3000, generator=g)[:60]
+        logits[0, possible] = -30 * torch.rand(60, generator=g).square()
+        log_p = rectify(logits, torch.zeros_like(logits), 0.0)[0]
+        weights = (log_p[possible] - log_p.max()).double().exp().float().tolist()
+        rows = logits.expand(12, -1).contiguous()
+        token, log_prob = draw(rows, torch.zeros_like(rows), top_k=60, top_p=1 / math.fsum(weights))
+        log_mass = log_p[token] - log_prob
+        assert log_mass.max() - log_mass.min() < 1e-4
 
 
 @modes

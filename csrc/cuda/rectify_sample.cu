@@ -240,7 +240,7 @@ constexpr int kListed = 128;  // of a block at most
 
 struct List {
   uint64_t ranks[kListed];
-  float weights[kListed];
+  uint64_t masses[kListed];
   int count;            // more than kListed: there is no room
   float largest, last;  // of the row's scores: the first and the k-th, by rank
 };
@@ -277,35 +277,38 @@ __device__ __forceinline__ void draw_from_list(const Sampling& job, int64_t row,
   }
   __syncthreads();
   const float largest = list.largest, last = list.last;
-  const auto weight = [&](int i) {
+  // In whole units, whose sums are the same in any order.
+  constexpr float kUnit = 0x1p-40f;
+  const auto mass = [&](int i) {
     const float score = score_of_rank(ranks[i]);
-    return score >= last ? expf(score - largest) : 0.0f;
+    return score >= last ? static_cast<uint64_t>(llrintf(expf(score - largest) / kUnit)) : 0;
   };
   const bool has_room = count <= kListed;
-  double mass = 0.0;
+  uint64_t total = 0;
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    if (has_room) list.weights[i] = weight(i);
-    mass += weight(i);
+    if (has_room) list.masses[i] = mass(i);
+    total += mass(i);
   }
-  const double target = job.top_p * block_reduce(mass, 0.0, Add{});
+  total = block_reduce(total, uint64_t{0}, Add{});
+  const double target = job.top_p * static_cast<double>(total);
 
   Runner winner = no_runner();
-  double kept = 0.0;
+  uint64_t kept = 0;
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    double before = 0.0;
+    uint64_t before = 0;
     for (int j = 0; j < count; ++j) {
-      if (ranks[j] > ranks[i]) before += has_room ? list.weights[j] : weight(j);
+      if (ranks[j] > ranks[i]) before += has_room ? list.masses[j] : mass(j);
     }
     const float score = score_of_rank(ranks[i]);
-    if (score < last || (job.top_p < 1.0 && before >= target)) continue;
-    kept += has_room ? list.weights[i] : weight(i);
+    if (score < last || (job.top_p < 1.0 && static_cast<double>(before) >= target)) continue;
+    kept += has_room ? list.masses[i] : mass(i);
     const int token = token_of_rank(ranks[i]);
     const uint32_t upper = random.words(token & ~3, 0).of(token);
     winner = Earlier{}({random.log_exponential(token, upper) - score, token, score}, winner);
   }
   winner = block_reduce(winner, no_runner(), Earlier{});
-  kept = block_reduce(kept, 0.0, Add{});
-  if (threadIdx.x == 0) write(job, row, winner.token, winner.score, largest, static_cast<float>(kept));
+  kept = block_reduce(kept, uint64_t{0}, Add{});
+  if (threadIdx.x == 0) write(job, row, winner.token, winner.score, largest, static_cast<float>(kept) * kUnit);
 }
 
 // Whether the row's token has been drawn; if not, nothing has been. `largest` is that of this thread's scores.
