@@ -387,7 +387,7 @@ class RowSlice {
     for (int start = threadIdx.x; start * kWidth < count_; start += kAtOnce / kWidth * blockDim.x) f(start);
   }
 
-  // As many accesses as must be, all before the first use, if the packs of a group are whole.
+  // As many accesses as must be, all before the first use, if a group is_whole().
   template <class T, int kPacks, int kWidth>
   class Fetched {
    public:
@@ -418,6 +418,7 @@ class RowSlice {
     Bits bits_[kPacks][kParts];
   };
 
+  // Whether all packs of a group are there and whole.
   template <int kPacks, int kWidth>
   __device__ __forceinline__ bool is_whole(int start) const {
     return (start + (kPacks - 1) * static_cast<int>(blockDim.x) + 1) * kWidth <= count_;
@@ -435,14 +436,44 @@ class RowSlice {
     }
   }
 
+  // Whether the end lies within none of a group's packs.
+  template <int kPacks, int kWidth>
+  __device__ __forceinline__ bool has_whole_packs(int start) const {
+    bool whole = true;
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int at = (start + i * static_cast<int>(blockDim.x)) * kWidth;
+      whole = whole && (at >= count_ || at + kWidth <= count_);
+    }
+    return whole;
+  }
+
+  // An access for every pack that is there, all before the first use, if a group has_whole_packs(). With two rows of
+  // them there are not registers enough.
+  template <class T, int kPacks>
+  __device__ __forceinline__ void load_packs(const T* from, int start, float (&into)[kPacks][kPack<T>]) const {
+    Pack<T> packs[kPacks];
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int pack = start + i * static_cast<int>(blockDim.x);
+#pragma unroll
+      for (T& element : packs[i].at) element = from_float<T>(-kInfinity);
+      if (pack * kPack<T> >= count_) continue;
+      const uint4 bits = __ldg(reinterpret_cast<const uint4*>(from) + pack);
+      memcpy(&packs[i], &bits, sizeof(bits));
+    }
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) to_floats(packs[i], into[i]);
+  }
+
   template <class T>
   __device__ __forceinline__ void load_row(const T* logits) {
     constexpr int kWidth = kPack<T>, kPacks = kAtOnce / kWidth;
     const bool aligned = is_aligned(logits);
     each_group<kWidth>([&](int start) {
       float group[kPacks][kWidth];
-      if (aligned && is_whole<kPacks, kWidth>(start)) {
-        Fetched<T, kPacks, kWidth>(logits, start).convert_to(group);
+      if (aligned && has_whole_packs<kPacks, kWidth>(start)) {
+        load_packs(logits, start, group);
       } else {
         load_slowly(logits, start, -kInfinity, group);
       }
