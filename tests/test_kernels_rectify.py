@@ -155,6 +155,19 @@ def test_candidates_give_what_their_dense_delta_gives(rectifier, fusion):
 
 
 @modes
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_candidates_of_any_dtype_give_what_their_float32_gives(rectifier, fusion, dtype):
+    """To the last bit, as they are: also where the rows of delta lie apart."""
+    logits, delta, index = random_case(3, 700, 300, (rectifier, fusion))
+    apart = torch.nn.functional.pad(delta.to(dtype), (0, 1))[:, :-1]
+    actual, expected = (
+        torch.ops.copilot.rectify(logits, given, index.contiguous(), 0.6, rectifier, fusion)
+        for given in (apart, apart.float().contiguous())
+    )
+    assert torch.equal(actual, expected)
+
+
+@modes
 @pytest.mark.parametrize("k", [None, 7])
 def test_without_correction_the_result_is_one_and_the_same(rectifier, fusion, k):
     """To the last bit: over modes, strengths, and which tokens are candidates."""
@@ -390,7 +403,7 @@ def test_an_index_of_another_dtype_is_refused():
         ((torch.zeros(4, 5), torch.zeros(4, 4), None), "delta"),
         ((torch.zeros(4, 5), torch.zeros(5, 4).t(), None), "delta"),
         ((torch.zeros(4, 5), torch.zeros(4, 2), torch.zeros(3, 2, dtype=torch.long)), "delta|index"),
-        ((torch.zeros(4, 5), torch.zeros(4, 2).half(), torch.zeros(4, 2, dtype=torch.long)), "delta"),
+        ((torch.zeros(4, 5), torch.zeros(4, 2).double(), torch.zeros(4, 2, dtype=torch.long)), "delta"),
     ],
 )
 def test_the_operator_checks_what_it_is_given(arguments, named):

@@ -284,7 +284,7 @@ def test_it_compiles_without_a_break(k):
         ({"delta": torch.zeros(4, 9)}, "delta"),
         ({"index": torch.zeros(4, 9, dtype=torch.long)}, "delta"),
         ({"index": torch.zeros(4, 10)}, "index"),
-        ({"delta": torch.zeros(4, 10).half(), "index": torch.zeros(4, 10, dtype=torch.long)}, "delta"),
+        ({"delta": torch.zeros(4, 10).double(), "index": torch.zeros(4, 10, dtype=torch.long)}, "delta"),
         pytest.param({"index": torch.full((4, 10), 10)}, "index", marks=pytest.mark.refuses),
         pytest.param({"index": torch.full((4, 10), 10), "strength": 0.0}, "index", marks=pytest.mark.refuses),
         ({"temperature": float("nan")}, "temperature"),

@@ -90,7 +90,7 @@ def rectify(
         return reference.rectify(pilot_logits, delta, strength, index, rectifier, fusion)
     rows, delta = _rows(pilot_logits), _rows(delta)
     if index is not None:
-        delta, index = delta.float().contiguous(), _rows(index).contiguous()
+        index = _rows(index).contiguous()
     return torch.ops.copilot.rectify(rows, delta, index, float(strength), rectifier, fusion).view_as(pilot_logits)
 
 

@@ -84,7 +84,7 @@ def rectify_sample(
         return reference_sampling.rectify_sample(pilot_logits, delta, strength, index, *numbers)
     pilot_logits, delta = (extension.adjacent(rows) for rows in (pilot_logits, delta))
     if index is not None:
-        delta, index = delta.float().contiguous(), index.contiguous()
+        index = index.contiguous()
     return torch.ops.copilot.rectify_sample(pilot_logits, delta, index, float(strength), *numbers)
 
 

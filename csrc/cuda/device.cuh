@@ -238,6 +238,13 @@ inline float to_float(Float16 x) { return static_cast<float>(std::bit_cast<_Floa
 __device__ __forceinline__ float to_float(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
 #endif
 
+// An element of fewer bits has them in the lower ones.
+__device__ __forceinline__ float of_bits(uint32_t bits, DType dtype) {
+  const auto lower = static_cast<uint16_t>(bits);
+  if (dtype == DType::kFloat32) return __uint_as_float(bits);
+  return dtype == DType::kBFloat16 ? to_float(BFloat16{lower}) : to_float(Float16{lower});
+}
+
 template <class T>
 __device__ __forceinline__ T from_float(float x) {
   if constexpr (std::is_same_v<T, float>) {

@@ -251,7 +251,8 @@ class RowSlice {
   __device__ __forceinline__ void load(bool hides_candidates = false) {
     announce_block();
     const bool has_candidate = !kDense && threadIdx.x < job_.inputs.n_candidates;
-    if (has_candidate) own_candidate_ = candidate_without_z(threadIdx.x);
+    GivenCandidate given{};
+    if (has_candidate) given = given_candidate(threadIdx.x);
     if (!kDense) changed()[threadIdx.x] = false;
     own_ = {no_sum(), no_sum()};
     with_row(job_.inputs.logits, row_, [&](const auto* logits) {
@@ -262,7 +263,7 @@ class RowSlice {
       }
     });
     if constexpr (!kDense) {
-      if (has_candidate) load_z(own_candidate_);
+      if (has_candidate) own_candidate_ = candidate_of(given);
       if (job_.inputs.n_candidates > 0) put_candidates(hides_candidates);
     }
     wait_for_blocks();
@@ -339,6 +340,11 @@ class RowSlice {
 
  private:
   static constexpr int kAddedAtOnce = 8;  // elements, whatever kAtOnce, as sums depend on it
+
+  struct GivenCandidate {
+    int64_t token;
+    uint32_t delta;  // its bits
+  };
 
   struct Candidate {
     int64_t token;
@@ -538,28 +544,28 @@ class RowSlice {
     with_row(job_.inputs.delta, row_, [&](const auto* row) { load_four(row + first_, pack, into); });
   }
 
-  // Of all candidates of the row. Its token is not checked yet, so that nothing waits for it.
-  __device__ __forceinline__ Candidate candidate_without_z(int64_t i) const {
-    const int64_t at = row_ * job_.inputs.n_candidates + i;
-    return {job_.inputs.index[at], 0.0f, static_cast<const float*>(job_.inputs.delta.data)[at]};
+  // Of all candidates of the row. It is neither checked nor converted yet, so that nothing waits for it.
+  __device__ __forceinline__ GivenCandidate given_candidate(int64_t i) const {
+    const Rows& delta = job_.inputs.delta;
+    const int64_t at = row_ * delta.stride + i;
+    const uint32_t bits = delta.dtype == DType::kFloat32 ? static_cast<const uint32_t*>(delta.data)[at]
+                                                         : static_cast<const uint16_t*>(delta.data)[at];
+    return {job_.inputs.index[row_ * job_.inputs.n_candidates + i], bits};
   }
 
-  __device__ __forceinline__ void load_z(Candidate& candidate) const {
-    const int64_t token = candidate.token, vocabulary = job_.inputs.vocabulary;
+  __device__ __forceinline__ Candidate candidate_of(const GivenCandidate& given) const {
+    const int64_t token = given.token, vocabulary = job_.inputs.vocabulary;
     if (token < 0 || token >= vocabulary) refuse_index("index", vocabulary, "", token);
+    Candidate candidate{token, 0.0f, of_bits(given.delta, job_.inputs.delta.dtype)};
     with_row(job_.inputs.logits, row_, [&](const auto* row) { candidate.z = to_float(row[token]); });
+    return candidate;
   }
 
   template <class F>
   __device__ __forceinline__ void each_candidate_of_row(F&& f) const {
     const int count = static_cast<int>(job_.inputs.n_candidates);
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      Candidate candidate = own_candidate_;
-      if (i != threadIdx.x) {
-        candidate = candidate_without_z(i);
-        load_z(candidate);
-      }
-      f(candidate);
+      f(i == threadIdx.x ? own_candidate_ : candidate_of(given_candidate(i)));
     }
   }
 

@@ -26,8 +26,6 @@ inline RectifyInputs rectify_inputs(const Tensor& pilot_logits, const Tensor& de
       "delta must have the shape of ", index ? "index" : "pilot_logits");
   if (index) {
     STD_TORCH_CHECK(index->size(0) == inputs.rows, "index must be (N, k)");
-    STD_TORCH_CHECK(delta.scalar_type() == ScalarType::Float && delta.is_contiguous(),
-                    "delta must be float32 and adjacent where index is given");
     inputs.index = indices_of(*index, "index");
     inputs.n_candidates = index->size(1);
   }

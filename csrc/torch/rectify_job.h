@@ -2,20 +2,34 @@
 
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include "rectify_inputs.h"
 
 namespace copilot {
 
+inline float element_of(const Rows& rows, int64_t row, int64_t i) {
+  const int64_t at = row * rows.stride + i;
+  switch (rows.dtype) {
+    case DType::kBFloat16:
+      return static_cast<const torch::headeronly::BFloat16*>(rows.data)[at];
+    case DType::kFloat16:
+      return static_cast<const torch::headeronly::Half*>(rows.data)[at];
+    default:
+      return static_cast<const float*>(rows.data)[at];
+  }
+}
+
 // The candidates of every row, in the order of their tokens.
 inline std::vector<Candidate> candidates_of(const RectifyInputs& inputs) {
   const int64_t rows = inputs.rows, kept = inputs.n_candidates;
-  const float* deltas = static_cast<const float*>(inputs.delta.data);
   std::vector<Candidate> candidates(rows * kept);
   for (int64_t i = 0; i < rows * kept; ++i) {
     const int64_t token = inputs.index[i];
     STD_TORCH_CHECK(token >= 0 && token < inputs.vocabulary, "index must lie in [0, ", inputs.vocabulary, "); got ",
                     token);
-    candidates[i] = {token, deltas[i]};
+    candidates[i] = {token, element_of(inputs.delta, i / kept, i % kept)};
   }
   torch::stable::parallel_for(0, rows, rows_per_thread(64 * kept), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
