@@ -320,10 +320,9 @@ class RowSlice {
     if (kDense || job_.inputs.n_candidates == 0 || is_logit()) return;
     __syncthreads();
     each_candidate_of_row([&](const Candidate& candidate) {
-      const int at = static_cast<int>(candidate.token) - first_;
-      if (at < 0 || at >= count_) return;
-      f(at, is_linear() ? rectified<true>(job_, solution, candidate.z, candidate.delta)
-                        : rectified<false>(job_, solution, candidate.z, candidate.delta));
+      if (!has(candidate.token)) return;
+      f(candidate.token - first_, is_linear() ? rectified<true>(job_, solution, candidate.z, candidate.delta)
+                                              : rectified<false>(job_, solution, candidate.z, candidate.delta));
     });
   }
 
@@ -347,9 +346,12 @@ class RowSlice {
   };
 
   struct Candidate {
-    int64_t token;
-    float z, delta;
+    int token;
+    float z;  // of another slice's, for the linear p~ alone
+    float delta;
   };
+
+  __device__ __forceinline__ bool has(int token) const { return token >= first_ && token < first_ + count_; }
 
   __device__ __forceinline__ bool is_logit() const { return job_.inputs.rectifier == Rectifier::kLogit; }
   __device__ __forceinline__ bool is_linear() const { return job_.inputs.rectifier == Rectifier::kLinear; }
@@ -554,10 +556,12 @@ class RowSlice {
   }
 
   __device__ __forceinline__ Candidate candidate_of(const GivenCandidate& given) const {
-    const int64_t token = given.token, vocabulary = job_.inputs.vocabulary;
-    if (token < 0 || token >= vocabulary) refuse_index("index", vocabulary, "", token);
-    Candidate candidate{token, 0.0f, of_bits(given.delta, job_.inputs.delta.dtype)};
-    with_row(job_.inputs.logits, row_, [&](const auto* row) { candidate.z = to_float(row[token]); });
+    const int64_t vocabulary = job_.inputs.vocabulary;
+    if (given.token < 0 || given.token >= vocabulary) refuse_index("index", vocabulary, "", given.token);
+    Candidate candidate{static_cast<int>(given.token), 0.0f, of_bits(given.delta, job_.inputs.delta.dtype)};
+    if (has(candidate.token) || is_linear()) {
+      with_row(job_.inputs.logits, row_, [&](const auto* row) { candidate.z = to_float(row[candidate.token]); });
+    }
     return candidate;
   }
 
@@ -644,8 +648,7 @@ class RowSlice {
     const int width = job_.inputs.logits.dtype == DType::kFloat32 ? 4 : 8;
     const auto each_of_slice = [&](auto&& f) {
       each_candidate_of_row([&](const Candidate& candidate) {
-        const int at = static_cast<int>(candidate.token) - first_;
-        if (at >= 0 && at < count_) f(at, candidate);
+        if (has(candidate.token)) f(candidate.token - first_, candidate);
       });
     };
     __syncthreads();
