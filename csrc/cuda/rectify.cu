@@ -13,7 +13,7 @@ namespace {
 template <Exchange exchange, bool kDense>
 __global__ void __launch_bounds__(kSliceThreads, exchange == Exchange::kMemory && kDense ? 4 : 5)
     rectify_slice(const __grid_constant__ Rectification job, float* out) {
-  RowSlice<kDense, kDense ? 8 : 16> slice(job);
+  RowSlice<kDense> slice(job);
   slice.load();
   const Solution solution = slice.template solve<exchange>();
   float* to = out + slice.row() * job.inputs.vocabulary + slice.first();

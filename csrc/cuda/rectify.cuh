@@ -226,9 +226,7 @@ enum class Exchange { kCluster, kMemory };
 
 // What a block does with its slice, where all tokens have a delta or candidates alone. All threads call every function:
 // load(), then solve(), then each_pack() and each_candidate().
-//
-// kAtOnce: elements that a thread reads before it computes, a matter of speed and registers alone.
-template <bool kDense, int kAtOnce = 8>
+template <bool kDense>
 class RowSlice {
  public:
   __device__ __forceinline__ explicit RowSlice(const Rectification& job)
@@ -338,7 +336,9 @@ class RowSlice {
   }
 
  private:
-  static constexpr int kAddedAtOnce = 8;  // elements, whatever kAtOnce, as sums depend on it
+  // Elements that a thread reads before it computes, a matter of speed and registers alone.
+  static constexpr int kAtOnce = kDense ? 8 : 16;
+  static constexpr int kAddedAtOnce = 8;  // sums depend on it
 
   struct GivenCandidate {
     int64_t token;
