@@ -43,13 +43,14 @@ struct Device {
   size_t shared_per_block;  // bytes, at most
 };
 
-constexpr unsigned kMostBlocks = 16;  // of a cluster on any GPU
+constexpr unsigned kMostBlocks = 16;     // of a cluster on any GPU
+constexpr unsigned kPortableBlocks = 8;  // on every GPU that has clusters
 
 // Of a cluster, given capabilities, 80 for 8.0: the one that the code was written for, and the GPU's that it was
 // translated for when it was loaded or before.
 inline unsigned most_blocks(int code, int gpu) {
   if (code < 90) return 1;
-  return gpu < 110 ? kMostBlocks : 8;
+  return gpu < 110 ? kMostBlocks : kPortableBlocks;
 }
 
 // The x of a grid.
@@ -89,6 +90,40 @@ inline void check(cudaError_t error) {
 template <class = void>
 __global__ void nothing() {}
 
+// f(config), what the runtime calls `how`.
+template <class F>
+auto with_config(const Launch& how, F&& f) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = how.cluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(checked_blocks(how.blocks));
+  config.blockDim = dim3(how.threads);
+  config.dynamicSmemBytes = how.shared;
+  config.stream = how.stream;
+  config.attrs = &cluster;
+  config.numAttrs = how.cluster > 1 ? 1 : 0;
+  return f(config);
+}
+
+inline cudaError_t allow_large_clusters(const void* kernel) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+// Whether the current GPU runs the largest clusters, of blocks with the shared memory that all may have: one of few
+// multiprocessors, or a part of one, need not.
+inline bool runs_largest_clusters() {
+  const Launch how{.blocks = kMostBlocks, .threads = 256, .cluster = kMostBlocks, .shared = 48 * 1024};
+  int clusters = 0;
+  const bool known = allow_large_clusters(reinterpret_cast<const void*>(nothing<>)) == cudaSuccess &&
+                     with_config(how, [&](const cudaLaunchConfig_t& config) {
+                       return cudaOccupancyMaxActiveClusters(&clusters, nothing<>, &config);
+                     }) == cudaSuccess;
+  if (!known) cudaGetLastError();  // or the next to ask for it takes the error for its own
+  return clusters > 0;
+}
+
 inline Device current_device() {
   thread_local int known = -1;
   thread_local Device found;
@@ -100,6 +135,7 @@ inline Device current_device() {
   cudaFuncAttributes code;
   check(cudaFuncGetAttributes(&code, nothing<>));
   found = {most_blocks(code.ptxVersion, code.binaryVersion), static_cast<size_t>(shared)};
+  if (found.most_blocks > kPortableBlocks && !runs_largest_clusters()) found.most_blocks = kPortableBlocks;
   known = device;
   return found;
 }
@@ -123,22 +159,10 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
   if (how.blocks == 0) return;
   if (how.shared > 0) allow_shared(reinterpret_cast<const void*>(kernel), how.shared);
-  if (how.cluster > 8) {
-    check(
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  }
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = how.cluster;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(checked_blocks(how.blocks));
-  config.blockDim = dim3(how.threads);
-  config.dynamicSmemBytes = how.shared;
-  config.stream = how.stream;
-  config.attrs = &cluster;
-  config.numAttrs = how.cluster > 1 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  if (how.cluster > kPortableBlocks) check(allow_large_clusters(reinterpret_cast<const void*>(kernel)));
+  check(with_config(how, [&](const cudaLaunchConfig_t& config) {
+    return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  }));
 }
 
 #endif
