@@ -169,7 +169,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     **{name: partial(quality, name=name, about="--data LastFM.txt") for name in LASTFM},
     **{
         name: partial(quality, name=name, about="--data DATA")
-        for name in ("equations", "transfer_equations", "ablation_equations", "combined_equations")
+        for name in ("equations", "transfer_equations", "ablation_equations", "combined_equations", "context_equations")
     },
     **{
         name: partial(quality, name=name, about="--data DATA --pilot PILOT")
