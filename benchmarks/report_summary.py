@@ -52,6 +52,7 @@ COLUMNS = [
     "new layers",
 ]
 COLOURS = ["#9a9a9a", "#7fb0de", "#f0a868", "#1f5fa8", "#c2571a", "#4c9a5a"]
+MARKERS = ["D" if column.startswith("+ Copilot") else "o" for column in COLUMNS]
 RIVALS = ("extra_compute", "extra_parameters")  # beginnings of their names
 
 
@@ -180,16 +181,16 @@ def draw_summary(folder: Path) -> Any:
     for height, row in enumerate(rows):
         if height % 2:
             axes.axhspan(height - 0.5, height + 0.5, color="#f4f4f4", zorder=0)
-        for place, (colour, shown) in enumerate(zip(COLOURS, row.columns(), strict=True)):
+        for place, (colour, marker, shown) in enumerate(zip(COLOURS, MARKERS, row.columns(), strict=True)):
             compared = None if shown is None else shown.compared(row.metric)
             if shown is None or compared is None:
                 continue
             pilot = 100 / np.mean([float(np.mean(row.metric.of(result))) for result in shown.pilot])
             found, at = compared.difference, height + (place - 2.5) * 0.14
             axes.plot([found.low * pilot, found.high * pilot], [at, at], color=colour, linewidth=2)
-            axes.plot(found.mean * pilot, at, "D" if place in (1, 3) else "o", color=colour, markersize=4.5)
-    for colour, column, place in zip(COLOURS, COLUMNS, range(len(COLUMNS)), strict=True):
-        axes.plot([], [], "D" if place in (1, 3) else "o", color=colour, label=column)
+            axes.plot(found.mean * pilot, at, marker, color=colour, markersize=4.5)
+    for colour, marker, column in zip(COLOURS, MARKERS, COLUMNS, strict=True):
+        axes.plot([], [], marker, color=colour, label=column)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [f"{row.title}\n({row.metric.title.split()[0]})" for row in rows], fontsize=8)
     axes.set_xlabel("change of the Pilot's score in %, 95 % intervals; to the left is better")
