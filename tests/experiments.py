@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from builders import tiny_pilot
 
 QUALITY = Path(__file__).resolve().parents[1] / "benchmarks" / "quality"
 MODULES = ("models", "tasks", "equations", "training", "run", "theorem", "ensemble")
@@ -34,3 +35,10 @@ def run_experiment(quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(sys, "argv", ["run.py", str(path), "--out", str(out), *arguments])
     quality.run.main()
     return out / "toy"
+
+
+def saved_pilot(folder: Path, tokenizer: Any) -> str:
+    """A folder with a tiny Pilot and its tokenizer."""
+    tiny_pilot(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

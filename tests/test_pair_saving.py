@@ -338,6 +338,22 @@ def test_float32_adapters_of_a_half_precision_pilot_come_back_as_they_were(tmp_p
         assert torch.equal(value, adapter[name]), name
 
 
+def test_a_head_trained_beside_adapters_comes_back_with_them(tmp_path):
+    tiny_pilot().save_pretrained(tmp_path / "base")
+    pair = PilotCopilotForCausalLM.from_pilot(str(tmp_path / "base"), layers=2)
+    pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    trained = {name: weight for name, weight in pair.pilot.named_parameters() if weight.requires_grad}
+    with torch.no_grad():
+        for weight in trained.values():
+            weight.add_(0.1)
+    pair.save_pretrained(tmp_path / "out", save_pilot=True)
+    loaded = dict(PilotCopilotForCausalLM.from_pretrained(tmp_path / "out").pilot.named_parameters())
+    assert {name for name, weight in loaded.items() if weight.requires_grad} == trained.keys()
+    assert any("lm_head" in name for name in trained)
+    for name, weight in trained.items():
+        assert torch.equal(loaded[name], weight), name
+
+
 def test_the_hub_token_reaches_the_pilot(tmp_path, monkeypatch):
     random_pair().save_pretrained(tmp_path)
     given: dict[str, Any] = {}

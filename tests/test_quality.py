@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import fresh_pair, tiny_pilot
-from experiments import QUALITY, run_experiment
+from builders import fresh_pair
+from experiments import QUALITY, run_experiment, saved_pilot
 
 from copilot import MistakeLog
 from copilot.calibration import Held, agreement, calibration_of, scores
@@ -55,11 +55,7 @@ EXPERIMENT = {
 
 @pytest.fixture
 def pilot(tmp_path: Path, tokenizer: Any) -> str:
-    """A folder with a tiny Pilot and its tokenizer."""
-    folder = tmp_path / "pilot"
-    tiny_pilot(vocab_size=len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return saved_pilot(tmp_path / "pilot", tokenizer)
 
 
 @pytest.fixture

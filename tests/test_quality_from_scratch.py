@@ -149,18 +149,26 @@ def test_a_pilot_trains_alike_whatever_copilots_stand_beside_it(
     assert pilots[0]["nll"] == pilots[1]["nll"]
 
 
-def test_a_pilot_for_a_task_that_trains_its_own_is_refused(
+@pytest.mark.parametrize(
+    ("flag", "given", "why"),
+    [
+        ("--pilot", "smollm2", "Pilots of kind next_item are trained from scratch"),
+        ("--task", "lastfm", "kind next_item is one task"),
+    ],
+)
+def test_what_a_kind_of_task_has_no_choice_of_is_refused(
     quality: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     sequences: str,
+    flag: str,
+    given: str,
+    why: str,
 ) -> None:
     with pytest.raises(SystemExit):
-        run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, "--pilot", "smollm2")
-    assert "--pilot: Pilots of kind next_item are trained from scratch, none is accepted; got smollm2" in (
-        capsys.readouterr().err
-    )
+        run_experiment(quality, monkeypatch, tmp_path, NEXT_ITEM, "--data", sequences, flag, given)
+    assert f"{flag}: {why}, none is accepted; got {given}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("score", "temperature"), [("Brier score", 3.0), ("NLL", 0.6)])

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from builders import fresh_pair, tiny_pilot
-from experiments import QUALITY, run_experiment
+from builders import fresh_pair
+from experiments import QUALITY, run_experiment, saved_pilot
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -40,7 +40,7 @@ EXPERIMENT = {
 
 
 @pytest.fixture
-def items(tmp_path: Path) -> Any:
+def items() -> Any:
     """A tokenizer that knows items, and no token for padding."""
     words = ["<eos>", "<unk>", "LastFM", *(f"item_{number}" for number in range(1, ITEMS + 1))]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
@@ -50,10 +50,7 @@ def items(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def pilot(tmp_path: Path, items: Any) -> str:
-    folder = tmp_path / "pilot"
-    tiny_pilot(vocab_size=len(items)).save_pretrained(folder)
-    items.save_pretrained(folder)
-    return str(folder)
+    return saved_pilot(tmp_path / "pilot", items)
 
 
 @pytest.fixture
@@ -90,19 +87,6 @@ def test_another_task_of_a_kind_is_trained_and_kept_apart(
         assert arm["listed, hit@10"] == [1, 1, 1, 1, 0, 1]
         gains = [0.0 if place > 10 else 1 / math.log2(place + 1) for place in places]
         assert arm["listed, ndcg@10"] == pytest.approx(gains, abs=1e-5)
-
-
-def test_another_task_of_a_kind_that_is_one_is_refused(
-    quality: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    sequences: str,
-) -> None:
-    facts = EXPERIMENT | {"kind": "next_item", "task": {}}
-    with pytest.raises(SystemExit):
-        run_experiment(quality, monkeypatch, tmp_path, facts, "--data", sequences, "--task", "lastfm")
-    assert "--task: kind next_item is one task, none is accepted; got lastfm" in capsys.readouterr().err
 
 
 def test_the_last_item_of_a_user_is_held_out_and_the_one_before_for_validation(
