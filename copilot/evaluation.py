@@ -98,6 +98,7 @@ def complete(
                 strength=strength,
                 pad_token_id=tokenizer.pad_token_id,
                 max_new_tokens=max_new_tokens,
+                tokenizer=tokenizer,  # which stop_strings need
                 **generation,
             )
             written = written[:, 1 if is_encoder_decoder else ids.shape[1] :]

@@ -190,9 +190,13 @@ class RectifiedGeneration(GenerationMixin):
         attention_mask: Tensor | None = None,
         strength: float | None = None,
         inputs_embeds: Tensor | None = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The Pilot's own, with its own cache; the 2-D mask of X~ is kept apart (static caches make it 4-D)."""
+        """The Pilot's own, with its own cache; the 2-D mask of X~ is kept apart (static caches make it 4-D).
+
+        `tokenizer`, which transformers hands on to every step with stop_strings, has no use here.
+        """
         cache = past_key_values
         if cache.context_mask is None and attention_mask is not None:
             cache.context_mask = attention_mask.to(self.copilot.device).bool()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM
+from transformers.cache_utils import Cache
 
-from copilot.cache import CopilotCache
 from copilot.generation import check_labelled, check_step
 from copilot.loss import PilotPass, Supervision
 from copilot.pair_base import PairOutput, PilotCopilotModel
@@ -25,7 +25,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: CopilotCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -41,7 +41,7 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
             input_ids: (B, S) int64.
             attention_mask: (B, S), 0 for padding; 4-D inside `generate` with a static cache, or one a type of layer.
             position_ids: (B, S), as the Pilot takes them; with labels a row must be one text.
-            past_key_values: the cache of a generation under way.
+            past_key_values: the cache of a generation under way; at lambda = 0 also the Pilot's own.
             inputs_embeds: (B, S, d) in place of input_ids.
             labels: (B, S) int64, unshifted, -100 where not supervised. In train mode the round goes to `mistake_log`
                 and the Copilot learns from a round drawn out of it; in eval mode both losses are those of this batch,
@@ -67,15 +67,8 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
             )
             return self.losses(passed, strength, num_items_in_batch)
         if strength == 0:
-            pilot_cache = None if past_key_values is None else past_key_values.pilot
-            outputs = self.pilot(
-                **inputs,
-                attention_mask=attention_mask,
-                past_key_values=pilot_cache,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-            )
-            return PairOutput(logits=outputs.logits, past_key_values=past_key_values)
+            options = {"attention_mask": attention_mask, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
+            return self._pilot_alone(past_key_values, **inputs, **options)
         given = input_ids if input_ids is not None else inputs_embeds
         cache, tokens = check_step(past_key_values, given, "input_ids or inputs_embeds")
         if cache.context_mask is None and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
@@ -141,7 +134,7 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
-        past_key_values: CopilotCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -184,9 +177,7 @@ class PilotCopilotForSeq2SeqLM(PilotCopilotModel):
             )
             return self.losses(passed, strength, num_items_in_batch)
         if strength == 0:
-            pilot_cache = None if past_key_values is None else past_key_values.pilot
-            outputs = self.pilot(**inputs, **decoder_inputs, past_key_values=pilot_cache, use_cache=use_cache)
-            return PairOutput(logits=outputs.logits, past_key_values=past_key_values)
+            return self._pilot_alone(past_key_values, **inputs, **decoder_inputs, use_cache=use_cache)
         cache, tokens = check_step(past_key_values, decoder_input_ids, "decoder_input_ids")
         with self.tap(tail=1) as tapped:
             outputs = self.pilot(**inputs, **decoder_inputs, past_key_values=cache.pilot, use_cache=True)

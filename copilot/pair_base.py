@@ -17,6 +17,7 @@ from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, logging
 
 from copilot.building import build_copilot, check_attachable
@@ -57,10 +58,16 @@ def restore_adapter(pilot: PreTrainedModel, source: str, **hub: Any) -> None:
     set_peft_model_state_dict(pilot, weights, adapter_name=name)
 
 
-def check_base_survives(folder: Path, pilot: PreTrainedModel, adapted: bool) -> None:
-    """Raise ValueError where an adapted Pilot's adapters would be saved over the model under them."""
-    if adapted and pilot.name_or_path and Path(pilot.name_or_path).resolve() == folder.resolve():
-        raise ValueError(f"the Pilot was loaded from {folder}, where its adapters would replace it; save elsewhere")
+def check_pilot_survives(folder: Path, pilot: PreTrainedModel, adapted: bool) -> None:
+    """Raise ValueError where a pair saved in `folder` would replace the model it was made from.
+
+    In the folder itself the Copilot's files take a Pilot's place, in its `pilot` adapters that of the model under them.
+    """
+    if not pilot.name_or_path:
+        return
+    origin = Path(pilot.name_or_path).resolve()
+    if origin == folder.resolve() or (adapted and origin == (folder / "pilot").resolve()):
+        raise ValueError(f"the Pilot was loaded from {origin}, where the pair's files would replace it; save elsewhere")
 
 
 def discard_other_kind(folder: Path, pilot: PreTrainedModel) -> None:
@@ -88,7 +95,7 @@ class PairOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: CopilotCache | None = None
+    past_key_values: Cache | None = None
     pilot_loss: Tensor | None = None
     copilot_loss: Tensor | None = None
     mistakes: Mistakes | None = None
@@ -179,8 +186,8 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             **kwargs: passed on to `PreTrainedModel.save_pretrained`; `state_dict` is the pair's.
 
         Raises:
-            ValueError: push_to_hub, which would upload a part of this. Adapters that would replace the model under
-                them.
+            ValueError: push_to_hub, which would upload a part of this. A folder that the Pilot was loaded from, or the
+                model under its adapters, which this would replace.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError(
@@ -201,10 +208,10 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
                 }
             }
 
+        check_pilot_survives(Path(save_directory), self.pilot, save_pilot and has_adapters(self.pilot))
         folder = Path(save_directory) / "pilot"
         self.config.pilot_dtype = str(self.pilot.dtype).removeprefix("torch.")
         if save_pilot:
-            check_base_survives(folder, self.pilot, has_adapters(self.pilot))
             of_pilot = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
             self.pilot.save_pretrained(folder, **of_pilot, **options("pilot"))
             discard_other_kind(folder, self.pilot)
@@ -315,6 +322,14 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
     def predict(self, round_: Round) -> Tensor:
         """delta of every supervised token of a round; see `copilot.loss.predict`."""
         return predict(self.copilot, round_, lambda ids: embed(self.pilot, ids), self.pilot_tables())
+
+    def _pilot_alone(self, past_key_values: Cache | None, **inputs: Any) -> PairOutput:
+        """The Pilot's own forward, with its own cache or the one in that of a generation."""
+        if isinstance(past_key_values, CopilotCache):
+            outputs = self.pilot(past_key_values=past_key_values.pilot, **inputs)
+            return PairOutput(logits=outputs.logits, past_key_values=past_key_values)
+        outputs = self.pilot(past_key_values=past_key_values, **inputs)
+        return PairOutput(logits=outputs.logits, past_key_values=outputs.past_key_values)
 
     # Training and teacher-forced scoring.
 

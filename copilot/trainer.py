@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import (
     EvalLoopOutput,
+    EvalPrediction,
     HubStrategy,
     PredictionOutput,
     TrainOutput,
@@ -35,8 +36,8 @@ from copilot.loss import IGNORE_INDEX
 from copilot.mistake_log import MistakeLog
 from copilot.model_card import write_model_card
 from copilot.pair import PilotCopilotModel
-from copilot.pair_base import check_base_survives, discard_other_kind, has_adapters
-from copilot.training_arguments import CopilotTrainingArguments
+from copilot.pair_base import check_pilot_survives, discard_other_kind, has_adapters
+from copilot.training_arguments import CopilotTrainingArguments, check_training
 
 logger = logging.get_logger(__name__)
 
@@ -70,10 +71,11 @@ class CopilotTrainer(Trainer):
         processing_class: the tokenizer; None is fine for tokenised rows.
         callbacks: more callbacks for the training loop.
         peft_config: adapters to inject into the Pilot; the Copilot keeps the Pilot's original layers.
+        compute_metrics, preprocess_logits_for_metrics: Trainer's. Logits are log p~ (rows, tokens, V) where the next
+            token is supervised, log p^ elsewhere; labels are unshifted.
 
     Raises:
-        ValueError: a model that is no pair, a Pilot that has adapters already or was loaded from where its adapters
-            would be saved, arguments of another class, unusable data, or FSDP or DeepSpeed. The model stays as it was.
+        ValueError: what `check_training` refuses, unusable data, or FSDP or DeepSpeed. The model stays as it was.
     """
 
     model: PilotCopilotModel
@@ -89,18 +91,11 @@ class CopilotTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
-        if not isinstance(model, PilotCopilotModel):
-            raise ValueError(f"model is a {type(model).__name__}, expected a pair (PilotCopilotForCausalLM.from_pilot)")
         args = CopilotTrainingArguments("trainer_output") if args is None else args
-        if not isinstance(args, CopilotTrainingArguments):
-            raise ValueError(f"args is a {type(args).__name__}, expected CopilotTrainingArguments")
-        if args.n_gpu > 1:
-            raise ValueError(f"one process sees {args.n_gpu} GPUs, expected 1: use torchrun or CUDA_VISIBLE_DEVICES")
-        if peft_config is not None and has_adapters(model.pilot):
-            raise ValueError(f"peft_config is given, but the Pilot has the adapters {model.pilot.active_adapters()}")
-        adapted = peft_config is not None or has_adapters(model.pilot)
-        check_base_survives(Path(args.output_dir, "pilot"), model.pilot, adapted)
+        check_training(model, args, peft_config)
         self._prepare = partial(
             prepare_dataset,
             processing_class=processing_class,
@@ -132,13 +127,15 @@ class CopilotTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # also by `accelerate launch`, past the arguments
             raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")
         if peft_config is not None:
             torch.manual_seed(args.seed)  # the same adapters in every process and every run
             model.pilot.add_adapter(peft_config)
-        if adapted:
+        if has_adapters(model.pilot):
             cast_adapter_dtype(model.pilot, *model.pilot.active_adapters())  # half precision loses small steps
         if any(parameter.requires_grad for parameter in model.pilot.parameters()):
             validate_quantization_for_training(model.pilot)  # Trainer looks at the pair alone
@@ -187,7 +184,7 @@ class CopilotTrainer(Trainer):
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, test_dataset: Rows, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """Trainer's. Rows may be raw; `predictions` are log p~ (rows, tokens, V), with prediction_loss_only=False."""
+        """Trainer's. Rows may be raw; `predictions` are log p~ (rows, tokens, V)."""
         return super().predict(self._prepare(test_dataset), *args, **kwargs)
 
     # ---- Optimisation ----
@@ -321,7 +318,7 @@ class CopilotTrainer(Trainer):
         if not self.args.should_save:
             return
         target = Path(output_dir or self.args.output_dir)
-        check_base_survives(target / "pilot", self.model.pilot, has_adapters(self.model.pilot))
+        check_pilot_survives(target, self.model.pilot, has_adapters(self.model.pilot))
         unfinished = target / ".unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
         unfinished.mkdir(parents=True)

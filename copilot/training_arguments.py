@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from peft import PeftConfig
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from copilot.mistake_log import HIDDEN_DTYPES
 from copilot.ops.rectify import check_choice
+from copilot.pair_base import PilotCopilotModel, check_pilot_survives, has_adapters
 
 
 @dataclass
@@ -31,9 +34,6 @@ class CopilotTrainingArguments(TrainingArguments):
     max_length: int = field(default=256, metadata={"help": "Tokens a row may have; see prepare_dataset."})
     completion_only_loss: bool = field(default=True, metadata={"help": "Do not supervise prompts."})
     assistant_only_loss: bool = field(default=False, metadata={"help": "Supervise only what the assistant said."})
-    prediction_loss_only: bool = field(
-        default=True, metadata={"help": "Do not gather (rows, tokens, vocabulary) logits."}
-    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Prepared rows hold no unused columns."})
     # The filter reads each loss on the host and hides what it filters; a NaN of the Pilot raises instead.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Replace NaN losses in the logs."})
@@ -49,6 +49,9 @@ class CopilotTrainingArguments(TrainingArguments):
             raise ValueError(
                 "activation_checkpointing (gradient_checkpointing) is True, expected False: enable it of pair.pilot"
             )
+        for name in ("copilot_learning_rate", "copilot_weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
         if self.copilot_updates < 1:
             raise ValueError(f"copilot_updates must be at least 1; got {self.copilot_updates}")
         if self.use_liger_kernel:
@@ -62,3 +65,23 @@ class CopilotTrainingArguments(TrainingArguments):
         check_choice("log_hidden_dtype", self.log_hidden_dtype, tuple(HIDDEN_DTYPES))
         if self.fsdp or self.deepspeed:
             raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")
+
+
+def check_training(model: PilotCopilotModel, args: CopilotTrainingArguments, peft_config: PeftConfig | None) -> None:
+    """Raise ValueError for a pair that cannot be trained so.
+
+    That is a model that is no pair, arguments of another class, several GPUs in one process, a Pilot that has several
+    active adapters or both adapters and a `peft_config`, or one that was loaded from where the pair would be saved.
+    """
+    if not isinstance(model, PilotCopilotModel):
+        raise ValueError(f"model is a {type(model).__name__}, expected a pair (PilotCopilotForCausalLM.from_pilot)")
+    if not isinstance(args, CopilotTrainingArguments):
+        raise ValueError(f"args is a {type(args).__name__}, expected CopilotTrainingArguments")
+    if args.n_gpu > 1:
+        raise ValueError(f"one process sees {args.n_gpu} GPUs, expected 1: use torchrun or CUDA_VISIBLE_DEVICES")
+    adapters = model.pilot.active_adapters() if has_adapters(model.pilot) else []
+    if peft_config is not None and adapters:
+        raise ValueError(f"peft_config is given, but the Pilot has the adapters {adapters}")
+    if len(adapters) > 1:
+        raise ValueError(f"the Pilot has the active adapters {adapters}, expected one: choose with pilot.set_adapter")
+    check_pilot_survives(Path(args.output_dir), model.pilot, peft_config is not None or bool(adapters))

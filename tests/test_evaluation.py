@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import BOTH_KINDS, EOS, PAD, random_pair, tiny_pilot
-from tokenizers import processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from copilot.calibration import collect, scores
 from copilot.comparison import compare
@@ -54,6 +55,19 @@ def test_texts_that_did_not_end_are_counted_in_one_warning(pair, tokenizer, capl
         complete(pair, tokenizer, PROMPTS, batch_size=3, max_new_tokens=2, do_sample=False, **options)
     said = f"{cut} of 4 texts at strength 0.5 were cut off after max_new_tokens, 2, before they ended."
     assert [record.getMessage() for record in caplog.records] == [said] * (cut > 0)
+
+
+@pytest.mark.parametrize("strength", [0, 1.0])
+def test_a_string_can_end_a_text(pair, strength):
+    letters = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())[:126]]
+    backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    of_bytes = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    no_letters = [PAD, EOS, *range(96, 128)]  # what is no ASCII is a part of one
+    options = {"strength": strength, "max_new_tokens": 5, "do_sample": False, "suppress_tokens": no_letters}
+    whole = complete(pair, of_bytes, ["abc"], **options)[0]
+    assert len(whole) == 5
+    assert complete(pair, of_bytes, ["abc"], stop_strings=whole[0], **options) == [whole[0]]
 
 
 def test_a_text_may_have_as_many_tokens_wherever_it_is_written(pair, tokenizer, monkeypatch):

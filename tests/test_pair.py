@@ -415,3 +415,23 @@ def test_the_first_step_by_hand_hides_padding_as_generate_does(kind):
     with torch.no_grad():
         logits = pair(**inputs, **decoder, **positions, past_key_values=cache).logits
     torch.testing.assert_close(logits[:, -1], whole.logits[0])
+
+
+@both_kinds
+@pytest.mark.parametrize("own", [False, True], ids=["cache of a pair", "cache of the Pilot"])
+def test_without_a_correction_a_pair_steps_as_its_pilot(kind, own):
+    """By hand, with either cache, which comes back filled."""
+    pair = random_pair(kind).eval()
+    ids = random_ids(2, 6)
+    text = {"input_ids": ids[:, :2]} if kind == "t5" else {}
+    name = "decoder_input_ids" if kind == "t5" else "input_ids"
+    expected = pair.pilot(**text | {name: ids}).logits
+    first: dict[str, Any] = {}
+    if not own:
+        cache = DynamicCache(config=pair.pilot.config)
+        cache = EncoderDecoderCache(cache, DynamicCache(config=pair.pilot.config)) if kind == "t5" else cache
+        first = {"past_key_values": CopilotCache(cache, attentions=2)}
+    before = pair(**text | {name: ids[:, :5]}, strength=0, **first)
+    assert isinstance(before.past_key_values, CopilotCache) is not own
+    after = pair(**text | {name: ids[:, 5:]}, past_key_values=before.past_key_values, strength=0)
+    torch.testing.assert_close(torch.cat([before.logits, after.logits], dim=1), expected)

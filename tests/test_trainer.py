@@ -308,7 +308,7 @@ def test_conversations_are_evaluated_in_training(make_trainer):
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_predictions_are_log_probabilities(make_pair, make_trainer, tokenizer, kind):
     pair = make_pair(kind)
-    trainer = make_trainer(pair, prediction_loss_only=False, per_device_eval_batch_size=8, max_steps=2)
+    trainer = make_trainer(pair, per_device_eval_batch_size=8, max_steps=2)
     trainer.train()
     found = trainer.predict(TEXT_ROWS[:5])
     prepared = prepare_dataset(TEXT_ROWS[:5], tokenizer, is_encoder_decoder=kind == "t5")
@@ -327,6 +327,30 @@ def test_logits_of_every_position_are_made_where_they_are_wanted(make_pair, make
     pair.register_forward_hook(lambda _pair, _inputs, output: made.append(output.logits is not None))
     trainer.predict(TEXT_ROWS[:5])
     assert set(made) == {wanted}
+
+
+def test_metrics_are_computed_from_what_predict_gives(make_pair, make_trainer):
+    """Without them an evaluation makes no logits of every position."""
+    seen = []
+
+    def accuracy(found) -> dict[str, float]:
+        seen.append(found)
+        said, meant = found.predictions[:, :-1], found.label_ids[:, 1:]
+        return {"accuracy": float((said == meant)[meant != -100].mean())}
+
+    metrics = {"compute_metrics": accuracy, "preprocess_logits_for_metrics": lambda logits, _: logits.argmax(-1)}
+    pair = make_pair()
+    made: list[bool] = []
+    pair.register_forward_hook(lambda _pair, _inputs, output: made.append(output.logits is not None))
+    plain = make_trainer(pair, eval_rows=TEXT_ROWS[:5])
+    without = plain.evaluate()
+    trainer = CopilotTrainer(pair, plain.args, eval_dataset=plain.eval_dataset, **metrics)
+    found = trainer.evaluate()
+    assert made == [False, True]
+    assert found["eval_ce"] == without["eval_ce"]
+    expected = trainer.predict(trainer.eval_dataset)
+    assert (seen[0].predictions == expected.predictions).all()
+    assert found["eval_accuracy"] == expected.metrics["test_accuracy"]
 
 
 def test_evaluation_leaves_no_trace_in_the_log(make_trainer):
@@ -587,11 +611,39 @@ def test_a_quantised_pilot_without_adapters_is_refused(make_pair, make_trainer):
         make_trainer(pair)
 
 
+def test_two_active_adapters_are_refused(make_pair, make_trainer):
+    """The second one would be neither cast nor saved."""
+    pair = make_pair()
+    for name in ("first", "second"):
+        pair.pilot.add_adapter(PILOT_LORA, adapter_name=name)
+    pair.pilot.set_adapter(["first", "second"])
+    with pytest.raises(ValueError, match=r"active adapters \['first', 'second'\], expected one"):
+        make_trainer(pair)
+    pair.pilot.set_adapter("second")
+    make_trainer(pair).train()
+
+
 def test_a_refused_training_leaves_the_pilot_without_adapters(make_pair, make_trainer):
     pair = make_pair()
     with pytest.raises(ValueError, match="eval"):
         make_trainer(pair, peft_config=PILOT_LORA, eval_strategy="steps")
     make_trainer(pair, peft_config=PILOT_LORA)
+
+
+@pytest.mark.parametrize("peft_config", [None, PILOT_LORA])
+def test_a_pair_is_not_saved_over_its_pilot(make_pair, make_trainer, peft_config):
+    """The Copilot's weights and configuration have the names of the Pilot's."""
+    folder = Path(make_trainer().args.output_dir)
+    make_pair().pilot.save_pretrained(folder)
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    pair = PilotCopilotForCausalLM.from_pilot(str(folder), layers=2)
+    with pytest.raises(ValueError, match=r"loaded from .*out, where the pair's files would replace it"):
+        make_trainer(pair, peft_config=peft_config)
+    trainer = make_trainer(pair, peft_config=peft_config, output="elsewhere")
+    for save in (trainer.save_model, pair.save_pretrained, lambda into: pair.save_pretrained(into, save_pilot=True)):
+        with pytest.raises(ValueError, match=r"loaded from .*out, where the pair's files would replace it"):
+            save(str(folder))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
 
 
 def test_adapters_are_not_saved_over_the_model_under_them(make_pair, make_trainer):
@@ -600,11 +652,11 @@ def test_adapters_are_not_saved_over_the_model_under_them(make_pair, make_traine
     pair = make_pair()
     pair.save_pretrained(folder, save_pilot=True)
     loaded = PilotCopilotForCausalLM.from_pretrained(folder)
-    with pytest.raises(ValueError, match=r"loaded from .*pilot, where its adapters would replace it"):
+    with pytest.raises(ValueError, match=r"loaded from .*pilot, where the pair's files would replace it"):
         make_trainer(loaded, peft_config=PILOT_LORA)
     trainer = make_trainer(loaded, peft_config=PILOT_LORA, output="elsewhere")
     for save in (trainer.save_model, lambda into: loaded.save_pretrained(into, save_pilot=True)):
-        with pytest.raises(ValueError, match=r"loaded from .*pilot, where its adapters would replace it"):
+        with pytest.raises(ValueError, match=r"loaded from .*pilot, where the pair's files would replace it"):
             save(str(folder))
     assert_same(copied(pair), copied(PilotCopilotForCausalLM.from_pretrained(folder)))
 
