@@ -39,6 +39,7 @@ from copilot.cli_arguments import (
 )
 from copilot.cli_data import load_examples, load_training_data
 from copilot.comparison import compare
+from copilot.config import CopilotConfig
 from copilot.environment import environment_text
 from copilot.evaluation import complete, to_rows
 from copilot.inspection import measure, read_losses, reliability, rounds_of
@@ -64,6 +65,10 @@ def train(
     arguments: CopilotTrainingArguments,
 ) -> None:
     """Train a Pilot and its Copilot, calibrate lambda, and write both to --output_dir."""
+    if Path(pilot.model_name_or_path, "adapter_config.json").is_file():
+        raise ValueError(f"model_name_or_path is {pilot.model_name_or_path!r}, which holds adapters: merge them first")
+    if Path(arguments.output_dir).is_file():
+        raise ValueError(f"output_dir is {arguments.output_dir!r}, which is a file")
     training_rows, validation_rows = load_training_data(data, splits, arguments.seed)
     tokenizer = load_tokenizer(pilot.model_name_or_path)
     set_seed(arguments.seed)
@@ -177,6 +182,9 @@ def classes_of(name: str, option: str) -> tuple[type[PilotCopilotModel], Any]:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} is {name!r}, which holds no model that can be read: {one_line(error)}") from error
+    if (config.model_type == CopilotConfig.model_type) != (option == "pair"):
+        kind, expected = ("pair", "Pilot") if option != "pair" else (config.model_type, "pair")
+        raise ValueError(f"{option} is {name!r}, which holds a {kind}, expected a {expected}")
     if config.is_encoder_decoder:
         return PilotCopilotForSeq2SeqLM, AutoModelForSeq2SeqLM
     return PilotCopilotForCausalLM, AutoModelForCausalLM
@@ -250,8 +258,8 @@ def copilot_options(design: CopilotArguments) -> dict[str, Any]:
 
 def number_or(word: str, name: str, value: str) -> int | str:
     """`value` as a number, unless it is `word`."""
-    if value != word and not value.isdigit():
-        raise ValueError(f"{name} must be a number or {word!r}; got {value!r}")
+    if value != word and (not value.isdigit() or int(value) < 1):
+        raise ValueError(f"{name} must be a number, at least 1, or {word!r}; got {value!r}")
     return value if value == word else int(value)
 
 

@@ -124,7 +124,7 @@ class PairArguments:
     dtype: str | None = flag(
         "Type of the Pilot's weights; by default that of its training, for which lambda was chosen.", None, DTYPES
     )
-    strength: float | None = flag("lambda; 0 is the Pilot alone; by default the calibrated one.")
+    strength: float | None = flag("lambda; 0 is the Pilot alone; by default the calibrated one, in a checkpoint 1.")
 
 
 @dataclass

@@ -37,8 +37,9 @@ def load_splits(data: DataArguments) -> DatasetDict:
         if file_format is not None:
             return load_dataset(file_format, data_files=str(path))
         return load_dataset(data.dataset_name, data.dataset_config)
-    except (DatasetsError, ValueError, StopIteration) as error:  # StopIteration: an empty file
-        reason = one_line(error.__cause__ or error)
+    except (DatasetsError, ValueError, StopIteration, ConnectionError) as error:
+        cause = error.__cause__ or error
+        reason = "it is empty" if isinstance(cause, StopIteration) else one_line(cause)
         raise ValueError(f"dataset_name is {data.dataset_name!r}, which cannot be read: {reason}") from error
 
 

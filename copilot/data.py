@@ -87,10 +87,12 @@ def prepare_dataset(
         completion_only_loss,
         assistant_only_loss,
     )
-    encoded = rows.map(encode, remove_columns=rows.column_names, desc="Preparing dataset")
+    # Not from the cache, which does not see that this file, or a tokenizer's, has changed.
+    fresh = {"load_from_cache_file": False}
+    encoded = rows.map(encode, remove_columns=rows.column_names, desc="Preparing dataset", **fresh)
     if cut := sum(encoded["cut"]):
         logger.warning("Cut %d of %d rows to max_length, %d tokens.", cut, len(encoded), max_length)
-    supervised = encoded.remove_columns("cut").filter(_is_supervised, desc="Dropping unsupervised rows")
+    supervised = encoded.remove_columns("cut").filter(_is_supervised, desc="Dropping unsupervised rows", **fresh)
     if len(supervised) == 0:
         raise ValueError(
             f"no row of the dataset has a supervised token (of {len(encoded)} rows, max_length {max_length})"

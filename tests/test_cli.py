@@ -463,10 +463,12 @@ def assert_refused(code: int, capsys: Any, named: str, out: Path | None = None) 
         ({"dataset_validation_split": "dev"}, "dataset_validation_split is 'dev'"),
         ({"task": "mawps"}, "mawps/train.json"),
         ({"task": "mops"}, "--task"),
-        ({"candidates": "some"}, "candidates must be a number or 'none'"),
-        ({"candidates": "0"}, "candidates"),
-        ({"copilot_layers": "most"}, "copilot_layers must be a number or 'all'"),
-        ({"copilot_layers": "0"}, "layers"),
+        ({"candidates": "some"}, "candidates must be a number, at least 1, or 'none'; got 'some'"),
+        ({"candidates": "0"}, "candidates must be a number, at least 1, or 'none'; got '0'"),
+        ({"copilot_layers": "most"}, "copilot_layers must be a number, at least 1, or 'all'; got 'most'"),
+        ({"copilot_layers": "0"}, "copilot_layers must be a number, at least 1, or 'all'; got '0'"),
+        ({"copilot_learning_rate": -1}, "copilot_learning_rate must be at least 0; got -1.0"),
+        ({"copilot_weight_decay": -1}, "copilot_weight_decay must be at least 0; got -1.0"),
         ({"rectifier": "both"}, "--rectifier"),
         ({"copilot_loss": "ce", "rectifier": "linear"}, "linear"),
         ({"max_length": 1}, "max_length"),
@@ -497,7 +499,7 @@ def test_training_refuses_what_it_cannot_use(save_pilot, rows_file, tmp_path, ca
         ("rows.jsonl", '{"question": "w1", "answer": "w2"}\n' * 4, "columns ['answer', 'question']"),
         ("rows.jsonl", '{"prompt": 1, "completion": 2}\n' * 4, "prompt"),
         ("rows.jsonl", '{"prompt": "w1", "completion": "w2"}\n', "1 rows"),
-        ("rows.jsonl", "", "rows.jsonl"),
+        ("rows.jsonl", "", "rows.jsonl', which cannot be read: it is empty"),
         ("rows.jsonl", "{", "rows.jsonl"),
         ("rows.csv", "prompt,completion\n", "rows.csv"),
     ],
@@ -509,11 +511,30 @@ def test_training_refuses_unusable_rows(save_pilot, tmp_path, capsys, name, cont
 
 
 @pytest.mark.parametrize(
+    ("pilot", "named"),
+    [("out", "out', which holds a pair, expected a Pilot"), ("out/pilot", "out/pilot', which holds adapters: merge")],
+)
+def test_a_pair_or_adapters_are_no_pilot_to_train(save_pilot, rows_file, tmp_path, capsys, pilot, named):
+    assert train(save_pilot(), rows_file, tmp_path / "out", use_peft=True) == 0
+    capsys.readouterr()
+    assert_refused(train(str(tmp_path / pilot), rows_file, tmp_path / "again"), capsys, named, tmp_path / "again")
+
+
+def test_training_leaves_what_is_in_its_way_as_it_was(save_pilot, rows_file, tmp_path, capsys):
+    """A Pilot that was loaded from the output folder, or a file of its name."""
+    folder = Path(save_pilot())
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    assert_refused(train(str(folder), rows_file, folder, use_peft=True), capsys, "files would replace it")
+    assert_refused(train(str(folder), rows_file, Path(rows_file)), capsys, "rows.jsonl', which is a file")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
+
+
+@pytest.mark.parametrize(
     ("command", "positional", "flags", "named"),
     [
         ("eval", (), {"dataset_name": "rows.jsonl", "pair": "missing/"}, "pair is 'missing/', which holds no model"),
         ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "max_length": 1}, "max_length must be at least 2"),
-        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "llama"}, "Copilot"),
+        ("eval", (), {"dataset_name": "rows.jsonl", "pair": "llama"}, "'llama', which holds a llama, expected a pair"),
         ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "strength": 2}, "strength"),
         ("eval", (), {"dataset_name": "rows.jsonl", "pair": "out", "dataset_test_split": "dev"}, "dataset_test_split"),
         ("eval", (), {"dataset_name": "other.jsonl", "pair": "out"}, "columns"),

@@ -7,9 +7,10 @@ import logging
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, load_dataset
 from tokenizers import processors
 
+from copilot import data
 from copilot.data import DataCollator, prepare_dataset
 
 IGNORED = -100
@@ -37,6 +38,15 @@ def test_the_prompt_is_supervised_too_on_request(tokenizer):
 def test_a_datasets_dataset_and_a_list_give_the_same_rows(tokenizer):
     raw = [{"prompt": "w1", "completion": "w2"}, {"prompt": "w3 w4", "completion": "w5"}]
     assert prepare_dataset(Dataset.from_list(raw), tokenizer)[:] == prepare_dataset(raw, tokenizer)[:]
+
+
+def test_rows_are_prepared_anew_by_other_code(tokenizer, tmp_path, monkeypatch):
+    """Those of a file are cached by the name of the function that encodes them, not by what it does."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "w1", "completion": "w2"}\n', encoding="utf-8")
+    raw = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path))
+    before = prepare_dataset(raw, tokenizer)[0]["input_ids"]
+    monkeypatch.setattr(data, "_with_end", lambda tokens, _tokenizer: [*tokens, 7])
+    assert prepare_dataset(raw, tokenizer)[0]["input_ids"] == [*before[:-1], 7]
 
 
 def test_a_long_prompt_loses_its_beginning(tokenizer):
