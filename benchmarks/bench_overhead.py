@@ -47,8 +47,7 @@ KEPT = SUPERVISED + 1  # of transformers' positions with logits: those that pred
 BATCHES, PROMPT, NEW_TOKENS = (1, 16), 64, 24  # of decoding
 COMPILED, COMPILED_TOKENS = [PILOT, "6 layers, 32 candidates"], 96  # of decoding with a static cache, compiled
 SETTINGS = {
-    "training": f"LoRA r=32 on a bfloat16 Pilot, AdamW, bfloat16 autocast, {BATCH} x {LENGTH} tokens, "
-    f"{SUPERVISED} supervised in each",
+    "training": f"LoRA r=32, AdamW, bfloat16 autocast, {BATCH} x {LENGTH} tokens, {SUPERVISED} supervised in each",
     "decoding": f"greedy, bfloat16 weights, prompts of {PROMPT} tokens, {NEW_TOKENS} new ones, "
     f"compiled {COMPILED_TOKENS}",
 }
@@ -208,9 +207,6 @@ def test_training_step(benchmark: Any, figures: dict[str, Any], pilot_name: str)
     """
     pilot, pairs = load_pairs(pilot_name, torch.float32)
     pilot.add_adapter(LoraConfig(r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear"))
-    for parameter in pilot.parameters():
-        if not parameter.requires_grad:  # autocast would cast float32 anew in each forward
-            parameter.data = parameter.data.bfloat16()
     pilot.train()
     ids = random_ids(pilot, BATCH, LENGTH)
     labels = ids.clone()
