@@ -16,7 +16,7 @@ from report_parts import NOT_MEASURED, Result, plural, provenance, table
 from copilot.tasks import Interval, paired_bootstrap
 
 BASELINE = "pilot"
-SAME_TIME = 0.05  # trainings whose times differ by less than this share are compared with one another
+SAME_TIME = 0.05  # see `about_as_long`
 # What an arm is, and the question that it answers.
 ARMS = {
     "pilot": ("Pilot", ""),
@@ -185,6 +185,17 @@ def interval_cell(found: Interval, metric: Metric) -> str:
     return text if low <= 0 <= high else f"**{text}**"
 
 
+def mean_time(arm: list[Result]) -> float:
+    """Over the seeds, as a multiple of the Pilot's; NaN where it was not measured beside that."""
+    return float(np.mean([result["time"] for result in arm]))
+
+
+def about_as_long(arm: list[Result], rival: list[Result]) -> bool:
+    """Whether two trainings are compared: their times differ by no more than `SAME_TIME` of the rival's."""
+    time, of_rival = mean_time(arm), mean_time(rival)
+    return abs(time - of_rival) <= SAME_TIME * of_rival
+
+
 def against_rivals(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
     """A row for each Copilot and the Pilot without one that was trained about as long: its differences to that Pilot.
 
@@ -200,15 +211,14 @@ def against_rivals(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
             if not seeds:
                 continue
             shared, against = ([result for result in arm if result["seed"] in seeds] for arm in (of_seeds, of_rival))
-            times = [float(np.mean([result["time"] for result in arm])) for arm in (shared, against)]
-            if abs(times[0] - times[1]) > SAME_TIME * times[1]:
+            if not about_as_long(shared, against):
                 continue
             found = [compare(metric, shared, against) for metric in metrics]
             cells = ["" if c is None else interval_cell(c.difference, m) for c, m in zip(found, metrics, strict=True)]
             title, of_longer = (ARMS.get(arm, (arm, ""))[0] for arm in (name, rival))
             if len(shared) < len(arms[BASELINE]):
                 title += f" ({plural(len(shared), 'seed')})"
-            rows.append([f"{title} − {of_longer}", *cells, f"{times[0]:.2f} − {times[1]:.2f}"])
+            rows.append([f"{title} − {of_longer}", *cells, f"{mean_time(shared):.2f} − {mean_time(against):.2f}"])
     return rows
 
 
@@ -237,8 +247,7 @@ def rows_of(arms: Arms, metrics: list[Metric]) -> list[list[str]]:
 
 
 def training_time(arm: list[Result]) -> str:
-    """A multiple of the Pilot's; nothing where it was not measured beside that."""
-    time = np.mean([result["time"] for result in arm])
+    time = mean_time(arm)
     return "" if np.isnan(time) else f"{time:.2f}"
 
 

@@ -15,13 +15,14 @@ from report_quality import (
     BASELINE,
     BRIER,
     NLL,
-    SAME_TIME,
     Arms,
     Compared,
     Metric,
+    about_as_long,
     arms_of,
     compare,
     interval_cell,
+    mean_time,
     of_fewer,
     read_quality,
 )
@@ -64,10 +65,6 @@ class Shown:
     arm: list[Result]
     pilot: list[Result]
 
-    @property
-    def time(self) -> float:
-        return float(np.mean([result["time"] for result in self.arm]))
-
     def compared(self, metric: Metric) -> Compared | None:
         return compare(metric, self.arm, self.pilot)
 
@@ -105,23 +102,23 @@ class Row:
         """What stands in `COLUMNS`."""
         others = (BASELINE, "tempered", "pair", "by_confidence", "transferred")
         copilots = [of for name, of in self.arms.items() if not name.startswith(RIVALS) and name not in others]
-        best = self.best([of for of in copilots if self.as_long_as(of) is not None])
+        best, pair = self.best([of for of in copilots if self.as_long_as(of) is not None]), self.arms.get("pair")
         return [
             self.arms.get("tempered"),
-            self.arms.get("pair"),
-            self.arms.get("extra_compute"),
+            pair,
+            None if pair is None else self.as_long_as(pair),
             best,
             None if best is None else self.as_long_as(best),
             self.arms.get("extra_parameters"),
         ]
 
     def as_long_as(self, shown: Shown) -> Shown | None:
-        """The Pilot that was given an arm's time, else the one whose training took nearest to it, and about as long."""
-        if own := self.arms.get(f"extra_compute_{shown.name}"):
-            return own
-        rivals = [of for name, of in self.arms.items() if name.startswith("extra_compute")]
-        near = [of for of in rivals if abs(of.time - shown.time) <= SAME_TIME * of.time]
-        return min(near, key=lambda of: abs(of.time - shown.time), default=None)
+        """Of the Pilots trained about as long as an arm the one that was given its time, else the nearest to it."""
+        rivals = {name: of for name, of in self.arms.items() if name.startswith("extra_compute")}
+        near = {name: of for name, of in rivals.items() if about_as_long(shown.arm, of.arm)}
+        own = "extra_compute" if shown.name == "pair" else f"extra_compute_{shown.name}"
+        time = mean_time(shown.arm)
+        return near.get(own) or min(near.values(), key=lambda of: abs(mean_time(of.arm) - time), default=None)
 
 
 def read(folder: Path) -> tuple[list[Row], list[Result]]:

@@ -470,6 +470,18 @@ def test_the_summary_sets_the_best_copilot_on_validation_data_beside_the_rival_o
     assert report.SECTIONS["summary"](tmp_path / "empty") == "Not measured yet."
 
 
+@pytest.mark.parametrize(("given", "shown"), [(0.47, "1.47 ×"), (0.40, "1.51 ×")])
+def test_a_rival_named_for_an_arm_is_shown_only_if_it_was_trained_about_as_long(
+    report: Any, tmp_path: Path, given: float, shown: str
+) -> None:
+    write_summary(tmp_path)
+    first = tmp_path / "quality" / "combined_equations" / "short_seed0_extra_compute_recent.json"
+    facts = json.loads(first.read_text()) | {"extra": given}
+    write(first.with_name("short_seed0_extra_compute_latest_ce_slow.json"), facts)
+    found = cells(report.SECTIONS["summary"](tmp_path), "**MAWPS, small T5, 10 epochs**<br>Brier score ↓, 1 seed")
+    assert found[5].endswith(f"<br>{shown}")
+
+
 def test_a_row_of_nll_sets_the_best_copilot_by_nll_on_validation_data_beside_its_rival(
     report: Any, tmp_path: Path
 ) -> None:

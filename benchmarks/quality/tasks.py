@@ -216,11 +216,15 @@ class WrittenAnswers:
     def collate(self) -> DataCollator:
         return DataCollator(self.tokenizer.pad_token_id)
 
-    def rows(self, seed: int) -> Any:
+    def examples(self, seed: int) -> list[Example]:
         """What a Pilot of this seed learns from."""
         train = self.splits["train"]
         order = np.random.default_rng(seed).permutation(len(train))[: self.train_size]
-        return self._prepared([train[index] for index in order])
+        return [train[index] for index in order]
+
+    def rows(self, seed: int) -> Any:
+        """The same, prepared."""
+        return self._prepared(self.examples(seed))
 
     def held_out_rows(self, split: str) -> Any:
         return self._prepared(self.splits[split])
