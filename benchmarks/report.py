@@ -129,9 +129,13 @@ def bandwidth(cases: Iterable[dict[str, Any]]) -> str:
 
 
 def kernels(folder: Path) -> str:
-    """One table a device: the kernels' times, and those of what they replace as multiples of them."""
+    """One table a device: the kernels' times, and those of what they replace as multiples of them.
+
+    Of the CPUs that of `cpu` alone; the others' results are for README's prose.
+    """
     parts = []
-    for device in sorted({path.parent for name in KERNEL_CASES for path in folder.glob(f"*/{name}.json")}):
+    of_devices = {path.parent for name in KERNEL_CASES for path in folder.glob(f"*/{name}.json")}
+    for device in sorted(path for path in of_devices if not path.name.startswith("cpu-")):
         paths = [device / f"{name}.json" for name in KERNEL_CASES]
         results = {path.stem: json.loads(path.read_text()) for path in paths if path.exists()}
         cases = {
