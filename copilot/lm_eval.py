@@ -33,7 +33,8 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 class CopilotLM(HFLM):
     """What lm-eval asks of a model, answered by p~; one process.
 
-    Tokenisation, truncation and stop sequences are HFLM's. A continuation is scored as in training: its tokens are the
+    Tokenisation, truncation and stop sequences are HFLM's: a context that is cut loses its first token, the beginning
+    of a sequence, which training and calibration keep. A continuation is scored as in training: its tokens are the
     supervised ones, the context is X~. `loglikelihood_rolling` scores a text in HFLM's windows, each a continuation of
     the prefix token or of the end of the window before. At strength 0 the answers are those of HFLM on the Pilot, with
     softmax_dtype="float32" and logits_cache=False (its cache errs where one text is split in two ways).
