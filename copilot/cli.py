@@ -182,9 +182,10 @@ def classes_of(name: str, option: str) -> tuple[type[PilotCopilotModel], Any]:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} is {name!r}, which holds no model that can be read: {one_line(error)}") from error
-    if (config.model_type == CopilotConfig.model_type) != (option == "pair"):
-        kind, expected = ("pair", "Pilot") if option != "pair" else (config.model_type, "pair")
-        raise ValueError(f"{option} is {name!r}, which holds a {kind}, expected a {expected}")
+    is_pair = config.model_type == CopilotConfig.model_type
+    if is_pair != (option == "pair"):
+        found, expected = ("pair", "Pilot") if is_pair else (config.model_type, "pair")
+        raise ValueError(f"{option} is {name!r}, which holds a {found}, expected a {expected}")
     if config.is_encoder_decoder:
         return PilotCopilotForSeq2SeqLM, AutoModelForSeq2SeqLM
     return PilotCopilotForCausalLM, AutoModelForCausalLM

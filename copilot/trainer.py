@@ -136,7 +136,7 @@ class CopilotTrainer(Trainer):
             torch.manual_seed(args.seed)  # the same adapters in every process and every run
             model.pilot.add_adapter(peft_config)
         if has_adapters(model.pilot):
-            cast_adapter_dtype(model.pilot, *model.pilot.active_adapters())  # half precision loses small steps
+            cast_adapter_dtype(model.pilot, model.pilot.active_adapters()[0])  # half precision loses small steps
         if any(parameter.requires_grad for parameter in model.pilot.parameters()):
             validate_quantization_for_training(model.pilot)  # Trainer looks at the pair alone
         # The pair's forward takes num_items_in_batch: tokens of all micro-batches and processes of one step.
