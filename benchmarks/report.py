@@ -1,8 +1,7 @@
-"""The tables and figures of README and FINDINGS, from the committed results: python benchmarks/report.py [--check]
+"""The pages' tables and figures, from the committed results: python benchmarks/report.py [--check]
 
-Rewrites what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md and in
-benchmarks/quality/FINDINGS.md, for every NAME of `SECTIONS` that they have. --check changes nothing and fails if
-something would change.
+Rewrites what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in the pages, for every NAME of `SECTIONS`
+that they have. --check changes nothing and fails if something would change.
 """
 
 from __future__ import annotations
@@ -17,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from report_overview import overview
-from report_parts import NOT_MEASURED, provenance, table
+from report_parts import NOT_MEASURED, plural, provenance, table
 from report_quality import draw_quality, quality, theorem
-from report_summary import draw_summary, summary
+from report_summary import draw_summary, summary, verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "quality" / "FINDINGS.md"]
+BENCHMARKS = ROOT / "benchmarks"
+PAGES = [
+    *(ROOT / "README.md", BENCHMARKS / "README.md"),
+    *(BENCHMARKS / "quality" / name for name in ("FINDINGS.md", "TABLES.md")),
+]
 RESULTS = ROOT / "benchmarks" / "results"
 
 # Costs
@@ -131,7 +134,7 @@ def bandwidth(cases: Iterable[dict[str, Any]]) -> str:
 def kernels(folder: Path) -> str:
     """One table a device: the kernels' times, and those of what they replace as multiples of them.
 
-    Of the CPUs that of `cpu` alone; the others' results are for README's prose.
+    Of the CPUs that of `cpu` alone.
     """
     parts = []
     of_devices = {path.parent for name in KERNEL_CASES for path in folder.glob(f"*/{name}.json")}
@@ -163,11 +166,55 @@ def kernels(folder: Path) -> str:
     return "\n\n".join(parts) or NOT_MEASURED
 
 
+# Rows of the ranges: an operation, how the names of its cases end, which of its variants, what that is compared with.
+REPLACED = ["eager", "torch.compile", "reference", "reference, torch.compile", COPY]
+OVERWRITING = "kernel, overwriting the logits"
+RANGES = [
+    ("rectify", "32 candidates", "kernel", REPLACED),
+    ("rectify", "dense", "kernel", REPLACED),
+    ("rectify_sample", "greedy", "kernel", REPLACED),
+    ("rectify_sample", "temperature 0.8", "kernel", REPLACED),
+    ("rectify_sample", "top-p 0.95", "kernel", REPLACED),
+    ("mistake_cross_entropy", "", "kernel", REPLACED),
+    ("mistake_cross_entropy", "", OVERWRITING, REPLACED[:-1]),  # the copy writes to memory of its own
+    ("candidate_loss", "32 candidates", "kernel", REPLACED),
+    ("candidate_loss", "whole vocabulary of 128256", "kernel", REPLACED),
+    ("pool_layers", "", "kernel", REPLACED),
+]
+
+
+def ranges(folder: Path) -> str:
+    """One table a device: where the times of what the kernels replace lie over all cases, as multiples of theirs."""
+    parts = []
+    for device in sorted(path.parent for path in folder.glob("*/rectify.json")):
+        results = {name: json.loads((device / f"{name}.json").read_text()) for name in KERNEL_CASES}
+        rows = []
+        for name, ending, variant, others in RANGES:
+            shown = [case["variants"] for title, case in results[name]["cases"].items() if title.endswith(ending)]
+            cells = [
+                spread([of[other]["ratio"][1] / of[variant]["ratio"][1] for of in shown if other in of])
+                for other in others
+            ]
+            title = ", ".join(filter(None, [f"`{name}`", ending, variant.removeprefix("kernel").strip(", ")]))
+            rows.append([f"{title} ({plural(len(shown), 'case')})", *cells])
+        command = f"python -m pytest benchmarks/bench_*.py --benchmark-only --results benchmarks/results/{device.name}"
+        parts.append("\n".join([*table(["", *REPLACED], rows), "", provenance(list(results.values()), command)]))
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def spread(ratios: list[float]) -> str:
+    """The least and the largest of some ratios."""
+    low, high = (f"{bound:.2f}" for bound in (min(ratios), max(ratios))) if ratios else ("", "")
+    return low if low == high else f"{low}–{high}"
+
+
 LASTFM = ("lastfm", "ablation_lastfm", "combined_lastfm", "context_lastfm")
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
+    "ranges": ranges,
     "overhead": overhead,
     "summary": summary,
+    "verdicts": verdicts,
     "overview": overview,
     "theorem": partial(theorem, name="lastfm", about="--data LastFM.txt"),
     **{name: partial(quality, name=name, about="--data LastFM.txt") for name in LASTFM},

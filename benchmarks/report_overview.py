@@ -1,4 +1,4 @@
-"""The overview in FINDINGS: what a Copilot and its rivals add to the Pilot, in all experiments."""
+"""The overview in TABLES: what a Copilot and its rivals add to the Pilot, in all experiments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FINDINGS' tables and figures of quality, from the results of benchmarks/quality/run.py."""
+"""TABLES' tables and figures of quality, from the results of benchmarks/quality/run.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README's summary of quality: for each task and length of training one score, Copilots beside their rivals."""
+"""README's summary of quality, Copilots beside their rivals, and FINDINGS' verdicts, Copilots against them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from report_quality import (
     ARMS,
     BASELINE,
     BRIER,
+    EXACT,
+    NDCG,
     NLL,
     Arms,
     Compared,
@@ -27,22 +29,25 @@ from report_quality import (
     read_quality,
 )
 
-# A row: its title, its metric, and the experiments and points that it is of. An arm is of the first that has it.
-ROWS: list[tuple[str, Metric, list[tuple[str, str]]]] = [
-    ("MAWPS", BRIER, [("mawps", "short")]),
-    ("MAWPS", BRIER, [("mawps", "medium")]),
-    ("MAWPS", BRIER, [("mawps", "long")]),
-    ("GSM8K", BRIER, [("gsm8k", "short")]),
-    ("GSM8K, all of it", BRIER, [("gsm8k_full", "short")]),
-    ("OpenBookQA", BRIER, [("openbookqa", "short")]),
-    ("OpenBookQA, all of it", BRIER, [("openbookqa_full", "short")]),
-    ("BoolQ", BRIER, [("boolq", "short")]),
-    ("MAWPS, small T5", BRIER, [("combined_equations", "short"), ("equations", "short")]),
-    ("MAWPS, small T5", BRIER, [("equations", "medium")]),
-    ("MAWPS, small T5", BRIER, [("combined_equations", "long"), ("equations", "long")]),
-    ("LastFM", NLL, [("combined_lastfm", "under-trained"), ("lastfm", "under-trained")]),
-    ("LastFM", NLL, [("combined_lastfm", "best"), ("lastfm", "best")]),
-    ("LastFM", NLL, [("lastfm", "over-trained")]),
+# A row: its title, its score, that of its answers where they were judged, and the experiments and points that it is of.
+# An arm is of the first of these that has it.
+ROWS: list[tuple[str, Metric, Metric | None, list[tuple[str, str]]]] = [
+    ("MAWPS", BRIER, EXACT, [("mawps", "short")]),
+    ("MAWPS", BRIER, EXACT, [("mawps", "medium")]),
+    ("MAWPS", BRIER, EXACT, [("mawps", "long")]),
+    ("GSM8K", BRIER, None, [("gsm8k", "short")]),
+    ("GSM8K, all of it", BRIER, None, [("gsm8k_full", "short")]),
+    ("OpenBookQA", BRIER, EXACT, [("openbookqa", "short")]),
+    ("OpenBookQA", BRIER, EXACT, [("openbookqa", "medium")]),
+    ("OpenBookQA, all of it", BRIER, EXACT, [("openbookqa_full", "short")]),
+    ("BoolQ", BRIER, EXACT, [("boolq", "short")]),
+    ("BoolQ", BRIER, EXACT, [("boolq", "medium")]),
+    ("MAWPS, small T5", BRIER, EXACT, [("combined_equations", "short"), ("equations", "short")]),
+    ("MAWPS, small T5", BRIER, EXACT, [("equations", "medium")]),
+    ("MAWPS, small T5", BRIER, EXACT, [("combined_equations", "long"), ("equations", "long")]),
+    ("LastFM", NLL, NDCG, [("combined_lastfm", "under-trained"), ("lastfm", "under-trained")]),
+    ("LastFM", NLL, NDCG, [("combined_lastfm", "best"), ("lastfm", "best")]),
+    ("LastFM", NLL, NDCG, [("lastfm", "over-trained")]),
 ]
 COLUMNS = [
     "temperature",
@@ -54,6 +59,7 @@ COLUMNS = [
 ]
 COLOURS = ["#9a9a9a", "#7fb0de", "#f0a868", "#1f5fa8", "#c2571a", "#4c9a5a"]
 MARKERS = ["D" if column.startswith("+ Copilot") else "o" for column in COLUMNS]
+COMMAND = "python benchmarks/quality/run.py benchmarks/quality/TASK.yaml --data DATA --out runs/quality"
 RIVALS = ("extra_compute", "extra_parameters")  # beginnings of their names
 
 
@@ -75,6 +81,7 @@ class Row:
 
     title: str
     metric: Metric
+    answers: Metric | None
     runs: list[Arms]
 
     @cached_property
@@ -124,13 +131,13 @@ class Row:
 def read(folder: Path) -> tuple[list[Row], list[Result]]:
     """The rows that there are results for, and all of these."""
     rows, everything = [], []
-    for title, metric, places in ROWS:
+    for title, metric, answers, places in ROWS:
         found = [read_quality(folder, name).get(point, []) for name, point in places]
         results = [of_point for of_point in found if of_point]
         if results:
             point, first = next((point, of) for (_, point), of in zip(places, found, strict=True) if of)
             epochs = plural(first[0]["settings"]["points"][point]["epochs"], "epoch")
-            rows.append(Row(f"{title}, {epochs}", metric, [arms_of(of_point) for of_point in results]))
+            rows.append(Row(f"{title}, {epochs}", metric, answers, [arms_of(of_point) for of_point in results]))
             everything += [result for of_point in results for result in of_point]
     return rows, everything
 
@@ -161,8 +168,35 @@ def summary(folder: Path) -> str:
         ]
         score = f"{np.mean(compared.means):.{row.metric.digits}f}"
         lines.append([f"**{row.title}**<br>{row.metric.title}, {plural(len(pilot.arm), 'seed')}", score, *cells])
-    command = "python benchmarks/quality/run.py benchmarks/quality/TASK.yaml --data DATA --out runs/quality"
-    return "\n".join([*table(["", "Pilot", *COLUMNS], lines), "", provenance(everything, command)])
+    return "\n".join([*table(["", "Pilot", *COLUMNS], lines), "", provenance(everything, COMMAND)])
+
+
+def verdict(metric: Metric | None, shown: Shown | None, rival: Shown | None) -> str:
+    """Whether a Copilot is ahead of a Pilot that was trained as long, of the same run, in the seeds that both have."""
+    if metric is None or shown is None or rival is None or shown.pilot is not rival.pilot:
+        return ""
+    compared = compare(metric, shown.arm, rival.arm)
+    if compared is None:
+        return ""
+    text = interval_cell(compared.difference, metric)
+    better = (compared.difference.mean > 0) == ("↑" in metric.title)
+    return f"{('ahead' if better else 'behind') if text.startswith('**') else 'level'} {text}"
+
+
+def verdicts(folder: Path) -> str:
+    """One table of all tasks: the differences between Copilots and the Pilots that were trained as long."""
+    rows, everything = read(folder)
+    if not rows:
+        return NOT_MEASURED
+    lines = []
+    for row in rows:
+        _, pair, as_long, best, as_long_as_best, _ = row.columns()
+        rivals = ((pair, as_long), (best, as_long_as_best))
+        cells = [verdict(metric, *of) for of in rivals for metric in (row.metric, row.answers)]
+        answers = f", {row.answers.title}" if row.answers else ""
+        lines.append([f"**{row.title}**<br>{row.metric.title}{answers}", *cells])
+    columns = ["default, score", "default, answers", "best other form, score", "best other form, answers"]
+    return "\n".join([*table(["", *columns], lines), "", provenance(everything, COMMAND)])
 
 
 def draw_summary(folder: Path) -> Any:

@@ -148,6 +148,31 @@ def test_public_kernels_have_columns_on_the_devices_that_have_them(
         assert cells(of_gpu, f"`{name}`, others")[2:] == ["4.00 (3.60–4.40)"]
 
 
+def write_rectify(folder: Path) -> None:
+    def case(eager: float, copy: float) -> dict[str, Any]:
+        variants = {"kernel": variant(2.0, 1, None), "copy of the same bytes": variant(2 * copy, copy, None)}
+        return {"variants": variants | ({"eager": variant(2 * eager, eager, None)} if eager else {})}
+
+    cases = {"a, 32 candidates": case(1.5, 0.25), "b, 32 candidates": case(3, 0.5), "c, dense": case(0, 0.75)}
+    write(folder / "cpu" / "rectify.json", {"cases": cases})
+    loss = {"kernel": variant(2.0, 1, None), "eager": variant(8, 4, None), "copy of the same bytes": variant(1, 0.5, None)}
+    loss["kernel, overwriting the logits"] = variant(1.0, 0.5, None)
+    write(folder / "cpu" / "mistake_cross_entropy.json", {"cases": {"any": {"variants": loss}}})
+    for name in ("rectify_sample", "candidate_loss", "pool_layers"):
+        write(folder / "cpu" / f"{name}.json", {"cases": {}})
+
+
+def test_the_ranges_hold_the_least_and_the_largest_multiple_of_all_cases(report: Any, tmp_path: Path) -> None:
+    write_rectify(tmp_path)
+    text = report.SECTIONS["ranges"](tmp_path)
+    assert cells(text, "`rectify`, 32 candidates (2 cases)") == ["1.50–3.00", "", "", "", "0.25–0.50"]
+    assert cells(text, "`rectify`, dense (1 case)") == ["", "", "", "", "0.75"]
+    assert cells(text, "`mistake_cross_entropy` (1 case)") == ["4.00", "", "", "", "0.50"]
+    # Compared with the variant itself; the copy moves other bytes.
+    assert cells(text, "`mistake_cross_entropy`, overwriting the logits (1 case)") == ["8.00", "", "", ""]
+    assert report.SECTIONS["ranges"](tmp_path / "empty") == "Not measured yet."
+
+
 def test_every_device_has_its_table(report: Any, tmp_path: Path) -> None:
     write_overhead(tmp_path)
     other = tmp_path / "gpu" / "overhead.json"
@@ -470,6 +495,32 @@ def test_the_summary_sets_the_best_copilot_on_validation_data_beside_the_rival_o
     assert report.SECTIONS["summary"](tmp_path / "empty") == "Not measured yet."
 
 
+def test_the_verdicts_compare_copilots_with_the_pilots_trained_as_long_in_the_same_run(
+    report: Any, tmp_path: Path
+) -> None:
+    write_summary(tmp_path)
+    text = report.SECTIONS["verdicts"](tmp_path)
+    score, answers, best_score, _ = cells(text, "**MAWPS, small T5, 10 epochs**<br>Brier score ↓, exact match, % ↑")
+    assert (score, best_score) == ("ahead **-0.2000 [-0.2000, -0.2000]**", "ahead **-0.2500 [-0.2500, -0.2500]**")
+    assert answers.startswith("level +0.0")
+    # The rival of another run, whose Pilot is another, is no rival of this one's Copilot.
+    (tmp_path / "quality" / "combined_equations" / "short_seed0_extra_compute_recent.json").rename(
+        tmp_path / "quality" / "equations" / "short_seed0_extra_compute_recent.json"
+    )
+    text = report.SECTIONS["verdicts"](tmp_path)
+    assert cells(text, "**MAWPS, small T5, 10 epochs**<br>Brier score ↓, exact match, % ↑")[2:] == ["", ""]
+    assert report.SECTIONS["verdicts"](tmp_path / "empty") == "Not measured yet."
+
+
+@pytest.mark.parametrize("metric", ["EXACT", "BRIER"])
+def test_a_verdict_follows_the_direction_in_which_a_metric_is_better(report: Any, metric: str) -> None:
+    summary = sys.modules["report_summary"]
+    scores = [{"seed": 0, "exact": [x] * 4, "brier": [x] * 4, "tokens": [5] * 4} for x in (0.25, 0.75)]
+    low, high = (summary.Shown("", [score], scores) for score in scores)
+    words = [summary.verdict(getattr(summary, metric), *of).split(" ")[0] for of in ((high, low), (low, high))]
+    assert words == (["ahead", "behind"] if metric == "EXACT" else ["behind", "ahead"])
+
+
 @pytest.mark.parametrize(("given", "shown"), [(0.47, "1.47 ×"), (0.40, "1.51 ×")])
 def test_a_rival_named_for_an_arm_is_shown_only_if_it_was_trained_about_as_long(
     report: Any, tmp_path: Path, given: float, shown: str
@@ -569,18 +620,19 @@ def test_check_fails_until_a_page_is_rewritten(
     assert report.main(["--check"]) == 0
 
 
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "quality" / "FINDINGS.md"]
-IN_README, IN_FINDINGS = (re.findall(r"<!-- (\w+):begin -->", page.read_text(encoding="utf-8")) for page in PAGES)
+PAGES = ["README.md", "benchmarks/README.md", "benchmarks/quality/FINDINGS.md", "benchmarks/quality/TABLES.md"]
+SECTIONS = {page: re.findall(r"<!-- (\w+):begin -->", (ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
 
 
 def test_every_section_stands_on_its_page(report: Any) -> None:
-    assert sorted(IN_README) == ["kernels", "overhead", "summary"]
-    assert sorted(IN_FINDINGS) == sorted(report.SECTIONS.keys() - IN_README)
+    assert [page.relative_to(ROOT).as_posix() for page in report.PAGES] == PAGES
+    readme, benchmarks, findings, tables = SECTIONS.values()
+    assert sorted(readme) == ["kernels", "overhead", "summary"]
+    assert (benchmarks, sorted(findings)) == (["ranges"], ["theorem", "verdicts"])
+    assert sorted(tables) == sorted(report.SECTIONS.keys() - set(readme + benchmarks + findings))
 
 
-@pytest.mark.parametrize(
-    "name", IN_README + IN_FINDINGS
-)  # several processes may share them: bootstraps take a minute in all
+@pytest.mark.parametrize("name", sum(SECTIONS.values(), []))  # several processes may share them: bootstraps take a minute
 def test_a_section_of_the_committed_pages_is_up_to_date(
     report: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
