@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig
 from torch import nn
 from transformers import (
@@ -77,16 +78,19 @@ def compile_layers(layers: nn.ModuleList) -> None:
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
-def small_llama(vocab_size: int, seed: int) -> LlamaForCausalLM:
-    """2 layers of width 64, untrained, embeddings tied; token 0 pads."""
+def small_llama(vocab_size: int, seed: int, width: int = 64, dropout: float = 0.0) -> LlamaForCausalLM:
+    """2 layers, untrained, embeddings tied; token 0 pads.
+
+    `dropout` is of what leaves a layer; that of attention is 0.2. A Copilot's copies of layers have the latter alone.
+    """
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
+    pilot = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
-            hidden_size=64,
-            intermediate_size=256,
+            hidden_size=width,
+            intermediate_size=4 * width,
             num_hidden_layers=2,
-            num_attention_heads=2,
+            num_attention_heads=width // 32,
             attention_dropout=0.2,
             tie_word_embeddings=True,
             pad_token_id=0,
@@ -94,6 +98,10 @@ def small_llama(vocab_size: int, seed: int) -> LlamaForCausalLM:
             eos_token_id=None,
         )
     )
+    if dropout > 0:
+        for layer in pilot.model.layers:
+            layer.register_forward_hook(lambda layer, _, output: F.dropout(output, dropout, layer.training))
+    return pilot
 
 
 def small_t5(vocab_size: int, pad: int, end: int, seed: int) -> T5ForConditionalGeneration:

@@ -89,7 +89,7 @@ class Experiment:
     Attributes:
         kind: a key of `TASKS`.
         task: further fields of that class.
-        batch_size, learning_rate, copilot_learning_rate, warmup: of every training; see `training.train`.
+        batch_size, learning_rate, copilot_learning_rate, warmup, weight_decay: of every training; see `training.train`.
         compile: whether decoder layers, of Pilots and Copilots, are compiled for training.
         arms: by name.
         points: by name.
@@ -103,6 +103,7 @@ class Experiment:
     warmup: float
     arms: dict[str, Arm]
     points: dict[str, Point]
+    weight_decay: float = 0.0
     compile: bool = False
 
     @classmethod
@@ -127,7 +128,8 @@ class Run:
 
     def train(self, teachers: list[Teacher], students: dict[str, Student], steps: int) -> dict[str, float]:
         of = self.experiment
-        shared = {"batch_size": of.batch_size, "learning_rate": of.learning_rate, "warmup": of.warmup}
+        names = ("batch_size", "learning_rate", "warmup", "weight_decay")
+        shared = {name: getattr(of, name) for name in names}
         if of.compile:
             for pair in [teacher.pair for teacher in teachers] + [student.pair for student in students.values()]:
                 compile_layers(decoder_layers(pair.pilot))

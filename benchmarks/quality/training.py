@@ -75,10 +75,12 @@ class Optimizer:
     learning_rate: float
     steps: int
     warmup_steps: int
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.adam = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0, fused=True)
+        decay = self.weight_decay
+        self.adam = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=decay, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(self.adam, self.warmup_steps, self.steps)
 
     def step(self) -> None:
@@ -148,6 +150,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     warmup: float,
+    weight_decay: float,
     seed: int,
 ) -> dict[str, float]:
     """Algorithm 1 of the paper, for several Copilots at once; the teachers take turns.
@@ -157,6 +160,7 @@ def train(
         batch_size: rows a round.
         learning_rate: of the teachers, at most.
         warmup: share of the steps in which every learning rate rises; from 1 on their number.
+        weight_decay: of the teachers.
         seed: of the order of the rows, of dropout and of what is drawn from the logs.
 
     Returns:
@@ -171,7 +175,8 @@ def train(
         learned.append(None if learns is None else endless(learns, collate, batch_size, seed + index))
         shown.append(None if shows is None else endless(shows, collate, batch_size, seed + index))
         rising = warmup_steps(warmup, count)
-        pilots.append(None if learns is None else Optimizer(teacher.pair.pilot, learning_rate, count, rising))
+        pilot = teacher.pair.pilot
+        pilots.append(None if learns is None else Optimizer(pilot, learning_rate, count, rising, weight_decay))
     copilots = {}
     for name, student in students.items():
         count = steps * student.updates
