@@ -56,6 +56,12 @@ def is_scattered(case: dict[str, Any]) -> bool:
     return high > 1.5 * low
 
 
+def heading(results: Iterable[dict[str, Any]]) -> str:
+    """The device that results are of."""
+    facts = next(iter(results))["environment"]
+    return f"{facts['device']}, {plural(facts['threads'], 'thread')}"
+
+
 def overhead(folder: Path) -> str:
     """One table a device: the Pilot's times, and those of every variant as multiples of them."""
     parts = []
@@ -72,15 +78,16 @@ def overhead(folder: Path) -> str:
         rounds = ", ".join(str(case["rounds"]) for case in cases.values())
         where = f"benchmarks/results/{path.parent.name}"
         lines = [
-            f"Pilot: {pilot['model_type']}, {pilot['layers']} layers, {pilot['parameters'] / 1e6:.0f} M parameters, "
-            f"V = {pilot['vocab_size']}. Its times, and those of the pairs as multiples of them: median (p20–p80) of "
-            "interleaved rounds.",
+            f"**{heading([result])}.** Pilot: {pilot['model_type']}, {pilot['layers']} layers, "
+            f"{pilot['parameters'] / 1e6:.0f} M parameters, V = {pilot['vocab_size']}. Its times, and those of the "
+            "pairs as multiples of them: median (p20–p80) of interleaved rounds.",
             "",
             *table(["", *cases], rows),
             "",
             f"Training: {result['settings']['training']}. Decoding: {result['settings']['decoding']}; prompt is the "
             "time to the first of them, token that of each later one. Floors: the ratio of the floating-point "
-            "operations of the matrix products (training), of the bytes of parameters read (token). "
+            "operations of the matrix products (training), of the bytes of parameters read (token); a ratio may be "
+            "below where the Pilot is further from its own floor. "
             f"Rounds: {rounds}." + (f" Too scattered to be shown: {', '.join(scattered)}." if scattered else ""),
             "",
             provenance([result], f"python -m pytest benchmarks/bench_overhead.py --benchmark-only --results {where}"),
@@ -148,9 +155,9 @@ def kernels(folder: Path) -> str:
         }
         command = f"python -m pytest benchmarks/bench_*.py --benchmark-only --results benchmarks/results/{device.name}"
         lines = [
-            "The kernel's time, and those of the others as multiples of it: median (p20–p80) of interleaved rounds. "
-            "That of the copy is the share of its bandwidth that the kernel reaches; the largest copy moves "
-            f"{bandwidth(cases.values())}.",
+            f"**{heading(results.values())}.** First the kernel's time, then how many times as long the others take: "
+            "median (p20–p80) of interleaved rounds. Of the copy it is the share of its bandwidth that the kernel "
+            f"reaches; the largest copy moves {bandwidth(cases.values())}.",
             "",
         ]
         for group in KERNEL_TABLES:
@@ -198,7 +205,8 @@ def ranges(folder: Path) -> str:
             title = ", ".join(filter(None, [f"`{name}`", ending, variant.removeprefix("kernel").strip(", ")]))
             rows.append([f"{title} ({plural(len(shown), 'case')})", *cells])
         command = f"python -m pytest benchmarks/bench_*.py --benchmark-only --results benchmarks/results/{device.name}"
-        parts.append("\n".join([*table(["", *REPLACED], rows), "", provenance(list(results.values()), command)]))
+        found = [f"**{heading(results.values())}**", "", *table(["", *REPLACED], rows), ""]
+        parts.append("\n".join([*found, provenance(list(results.values()), command)]))
     return "\n\n".join(parts) or NOT_MEASURED
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from report_parts import NOT_MEASURED, Result, plural, provenance, table
+from report_parts import NOT_MEASURED, Result, places, plural, table
 from report_quality import (
     ANSWERS,
     BASELINE,
@@ -39,7 +39,7 @@ OVERVIEW = {
 COLUMNS = {
     "temperature": ["tempered"],
     "+ Copilot": ["pair"],
-    "+ Copilot, two steps": ["recent"],
+    "+ Copilot, recent": ["recent"],
     "+ Copilot, cross-entropy": ["latest_ce_all", "latest_ce_slow"],
     "trained longer": ["extra_compute"],
     "trained still longer": [
@@ -67,8 +67,7 @@ def overview(folder: Path) -> str:
                 rows.append([metric.title, overview_cell(metric, pilot, pilot), *cells])
     if not rows:
         return NOT_MEASURED
-    command = "python benchmarks/quality/run.py benchmarks/quality/TASK.yaml --data DATA --out runs/quality"
-    return "\n".join([*table(["", "Pilot", *COLUMNS], rows), "", provenance(everything, command)])
+    return "\n".join([*table(["", "Pilot", *COLUMNS], rows), "", places(everything)])
 
 
 def overview_time(arm: list[Result], pilot: list[Result]) -> str:

@@ -21,7 +21,7 @@ def plural(count: float, name: str) -> str:
 
 
 def provenance(results: Sequence[Result], command: str) -> str:
-    """One line: on what the results were measured, and how to get them again."""
+    """One line: on what the results were measured, at which commits, and how to get them again."""
     commits: dict[str, list[str]] = {}  # by where they were measured
     for result in results:
         facts = result["environment"]
@@ -30,5 +30,12 @@ def provenance(results: Sequence[Result], command: str) -> str:
         if "pilot_dtype" in result:
             place += f", Pilot in {result['pilot_dtype']}"
         commits.setdefault(place, []).append(result["commit"][:10])
-    places = [f"{place}, commit {', '.join(dict.fromkeys(found))}" for place, found in commits.items()]
-    return f"Measured on {'; '.join(places)}. Reproduce: `{command}`"
+    found = [f"{place}, commit {', '.join(dict.fromkeys(of_place))}" for place, of_place in commits.items()]
+    return f"Measured on {'; '.join(found)}. Reproduce: `{command}`"
+
+
+def places(results: Sequence[Result]) -> str:
+    """The same in short, where the results of many experiments stand together."""
+    devices = ", ".join(dict.fromkeys(result["environment"]["device"] for result in results))
+    command = "python benchmarks/quality/run.py benchmarks/quality/TASK.yaml --data DATA --out runs/quality"
+    return f"Measured on {devices}; versions and commits are in each result. Reproduce: `{command}`"

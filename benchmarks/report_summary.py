@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from report_overview import overview_time
-from report_parts import NOT_MEASURED, Result, plural, provenance, table
+from report_parts import NOT_MEASURED, Result, places, plural, table
 from report_quality import (
     ARMS,
     BASELINE,
@@ -59,7 +59,6 @@ COLUMNS = [
 ]
 COLOURS = ["#9a9a9a", "#7fb0de", "#f0a868", "#1f5fa8", "#c2571a", "#4c9a5a"]
 MARKERS = ["D" if column.startswith("+ Copilot") else "o" for column in COLUMNS]
-COMMAND = "python benchmarks/quality/run.py benchmarks/quality/TASK.yaml --data DATA --out runs/quality"
 RIVALS = ("extra_compute", "extra_parameters")  # beginnings of their names
 
 
@@ -131,11 +130,11 @@ class Row:
 def read(folder: Path) -> tuple[list[Row], list[Result]]:
     """The rows that there are results for, and all of these."""
     rows, everything = [], []
-    for title, metric, answers, places in ROWS:
-        found = [read_quality(folder, name).get(point, []) for name, point in places]
+    for title, metric, answers, runs in ROWS:
+        found = [read_quality(folder, name).get(point, []) for name, point in runs]
         results = [of_point for of_point in found if of_point]
         if results:
-            point, first = next((point, of) for (_, point), of in zip(places, found, strict=True) if of)
+            point, first = next((point, of) for (_, point), of in zip(runs, found, strict=True) if of)
             epochs = plural(first[0]["settings"]["points"][point]["epochs"], "epoch")
             rows.append(Row(f"{title}, {epochs}", metric, answers, [arms_of(of_point) for of_point in results]))
             everything += [result for of_point in results for result in of_point]
@@ -168,7 +167,7 @@ def summary(folder: Path) -> str:
         ]
         score = f"{np.mean(compared.means):.{row.metric.digits}f}"
         lines.append([f"**{row.title}**<br>{row.metric.title}, {plural(len(pilot.arm), 'seed')}", score, *cells])
-    return "\n".join([*table(["", "Pilot", *COLUMNS], lines), "", provenance(everything, COMMAND)])
+    return "\n".join([*table(["", "Pilot", *COLUMNS], lines), "", places(everything)])
 
 
 def verdict(metric: Metric | None, shown: Shown | None, rival: Shown | None) -> str:
@@ -196,7 +195,7 @@ def verdicts(folder: Path) -> str:
         answers = f", {row.answers.title}" if row.answers else ""
         lines.append([f"**{row.title}**<br>{row.metric.title}{answers}", *cells])
     columns = ["default, score", "default, answers", "best other form, score", "best other form, answers"]
-    return "\n".join([*table(["", *columns], lines), "", provenance(everything, COMMAND)])
+    return "\n".join([*table(["", *columns], lines), "", places(everything)])
 
 
 def draw_summary(folder: Path) -> Any:

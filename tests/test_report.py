@@ -488,7 +488,7 @@ def test_the_summary_sets_the_best_copilot_on_validation_data_beside_the_rival_o
         "",
         "**-0.1000 [-0.1000, -0.1000]**<br>1.20 ×",
         "**+0.1000 [+0.1000, +0.1000]**<br>1.20 ×",
-        "**-0.1500 [-0.1500, -0.1500]**<br>1.50 ×<br>of the final Pilot, cross-entropy, a third of the rate",
+        '**-0.1500 [-0.1500, -0.1500]**<br>1.50 ×<br>"Latest", cross-entropy, a third of the rate',
         "**+0.1000 [+0.1000, +0.1000]**<br>1.51 ×",
         "",
     ]
