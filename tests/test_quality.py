@@ -310,8 +310,8 @@ def rows_of_words(start: int) -> Any:
     return prepare_dataset([{"input_ids": row, "labels": row} for row in ids], None)
 
 
-def train_in_small(quality: Any, teachers: list[Any], student: Any, steps: int, warmup: float = 0.0) -> None:
-    options = {"steps": steps, "batch_size": 4, "learning_rate": 1e-3, "warmup": warmup, "seed": 0}
+def train_in_small(quality: Any, teachers: list[Any], student: Any, steps: int, **changed: float) -> None:
+    options = {"steps": steps, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0.0, "seed": 0} | changed
     quality.training.train(teachers, {"student": student}, DataCollator(0), **options)
 
 
@@ -371,8 +371,11 @@ def test_a_student_takes_its_updates_of_its_draws_from_a_log_of_its_length(
     monkeypatch.setattr(quality.training, "Optimizer", Optimizer)
     pair = fresh_pair()
     student = quality.training.Student(pair, 1e-2, updates=2, draws=2, log_rounds=1)
-    train_in_small(quality, [quality.training.Teacher(pair, rows_of_words(10))], student, steps=3, warmup=1 / 3)
+    train_in_small(
+        quality, [quality.training.Teacher(pair, rows_of_words(10))], student, steps=3, warmup=1 / 3, weight_decay=0.5
+    )
     (log,), (of_pilot, of_copilot) = logs, optimizers
+    assert [optimizer.adam.param_groups[0]["weight_decay"] for optimizer in optimizers] == [0.5, 0.0]
     assert (log.capacity, log.rounds_seen, log.draws) == (1, 3, 12)
     for optimizer, steps in ((of_pilot, 3), (of_copilot, 6)):
         assert optimizer.schedule.last_epoch == steps

@@ -150,8 +150,8 @@ def train(
     batch_size: int,
     learning_rate: float,
     warmup: float,
-    weight_decay: float,
     seed: int,
+    weight_decay: float = 0.0,
 ) -> dict[str, float]:
     """Algorithm 1 of the paper, for several Copilots at once; the teachers take turns.
 
@@ -160,8 +160,8 @@ def train(
         batch_size: rows a round.
         learning_rate: of the teachers, at most.
         warmup: share of the steps in which every learning rate rises; from 1 on their number.
-        weight_decay: of the teachers.
         seed: of the order of the rows, of dropout and of what is drawn from the logs.
+        weight_decay: of the teachers.
 
     Returns:
         Seconds spent on the teachers ("pilot") and on each student; see `Stopwatch.totals`.
