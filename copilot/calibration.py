@@ -150,7 +150,7 @@ def collect(
         pair: trained.
         dataset: raw or tokenised rows, as for training.
         processing_class: the tokenizer, for raw rows.
-        batch_size: rows a forward.
+        batch_size: rows per forward pass.
         max_length: tokens a row may have.
         completion_only_loss, assistant_only_loss: as in training; which tokens of raw rows count, see
             `prepare_dataset`.
@@ -229,7 +229,7 @@ def calibrate(
         pair: trained; only its `config.strength` changes.
         dataset: validation rows, raw or tokenised, that neither model was trained on.
         processing_class: the tokenizer, for raw rows.
-        batch_size: rows a forward.
+        batch_size: rows per forward pass.
         max_length: tokens a row may have.
         completion_only_loss, assistant_only_loss: as in training; which tokens of raw rows count, see
             `prepare_dataset`.
@@ -299,7 +299,7 @@ def theorem_quantities(
         pairs: one per seed, of the same vocabulary; with a single one both spreads are 0.
         dataset: held-out rows.
         processing_class: the tokenizer, for raw rows.
-        batch_size: rows a forward; (seeds, tokens, V) floats are held at a time.
+        batch_size: rows per forward pass; (seeds, tokens, V) floats are held at a time.
         max_length: tokens a row may have.
 
     Raises:

@@ -1,10 +1,11 @@
-"""tcopilot: train a pair, evaluate it, generate with it, and look at its Mistake Log, from the command line."""
+"""Train a pair, evaluate it, generate with it, and look at its Mistake Log, from the command line."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from copilot.cli_arguments import (
     DataArguments,
     EvaluationArguments,
     GenerationArguments,
+    HelpFormatter,
     PairArguments,
     Parser,
     PilotArguments,
@@ -301,7 +303,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], list[type]]] = {
 def parse(name: str, argv: list[str]) -> list[Any]:
     """The arguments of a command's function."""
     command, dataclasses = COMMANDS[name]
-    parser = Parser(dataclasses, prog=f"tcopilot {name}", description=command.__doc__, allow_abbrev=False)
+    about = {"prog": f"tcopilot {name}", "description": command.__doc__, "formatter_class": HelpFormatter}
+    parser = Parser(dataclasses, allow_abbrev=False, **about)
     if name == "generate":
         parser.add_argument("prompt", nargs="?", help="Text to complete; by default standard input.")
     if name == "log":
@@ -332,8 +335,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it reports it raises as well
-    top = Parser([], prog="tcopilot", description=__doc__.split(": ")[1])
-    top.add_argument("command", choices=COMMANDS, help="; ".join(f"{n}: {c.__doc__}" for n, (c, _) in COMMANDS.items()))
+    lines = [f"  {name:<8}  {command.__doc__}" for name, (command, _) in COMMANDS.items()]
+    about = "\n".join([__doc__, "", *lines])
+    top = Parser([], prog="tcopilot", description=about, formatter_class=RawDescriptionHelpFormatter)
+    top.add_argument("command", choices=COMMANDS, help="One of these; `tcopilot COMMAND --help` lists its flags.")
     name = top.parse_args(argv[:1]).command
     try:
         COMMANDS[name][0](*parse(name, argv[1:]))

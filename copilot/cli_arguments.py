@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from copilot.ops.candidate_loss import LOSSES
 from copilot.ops.pool_layers import POOLINGS
 from copilot.ops.rectify import FUSIONS, RECTIFIERS
 from copilot.tasks import TASKS
+from copilot.training_arguments import UNSUPPORTED
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -59,7 +60,7 @@ class CopilotArguments:
     """The Copilot's design; see CopilotConfig."""
 
     copilot_layers: str = flag("How many of the Pilot's layers to copy, or 'all'.", "6")
-    candidates: str = flag("Correct the Pilot's so many most likely tokens, or 'none': all tokens.", "32")
+    candidates: str = flag("How many of the Pilot's most likely tokens to correct; 'none' for all.", "32")
     rectifier: str = flag("How the correction becomes a predicted mistake.", "simplex", RECTIFIERS)
     fusion: str = flag("What the predicted mistake is added to.", "probability", FUSIONS)
     feedback: str = flag("Which mistake the Copilot reads at each step.", "observed", FEEDBACKS)
@@ -67,7 +68,9 @@ class CopilotArguments:
     copilot_loss: str = flag("The Copilot's loss.", "rmse", LOSSES)
     pooling: str = flag("Pooling of the Pilot's layers.", "mean", POOLINGS)
     context_layers: str = flag("Where the Pilot's states enter the Copilot.", "even", CONTEXT_LAYERS)
-    context_norm: bool = flag("Normalise X~ and the Pilot's states where they enter the Copilot.", True)
+    context_norm: bool = flag(
+        "Normalise X~ (the prompt's embeddings) and the Pilot's states where the Copilot reads them.", True
+    )
     head: str = flag("The Copilot's output map.", "own", TABLES)
     error_in: str = flag("The Copilot's input map.", "own", TABLES)
     copilot_lora_r: int = flag("Rank of adapters in the Copilot's layers; 0 trains the layers in full.", 0)
@@ -106,7 +109,7 @@ class EvaluationArguments:
     """What an evaluation reads."""
 
     dataset_test_split: str | None = flag("Split to evaluate; by default 'test', or the only one there is.")
-    batch_size: int = flag("Examples a forward.", 32)
+    batch_size: int = flag("Examples per forward pass.", 32)
     max_length: int = flag("Tokens a scored example may have.", 256)
 
     def __post_init__(self) -> None:
@@ -119,18 +122,22 @@ class EvaluationArguments:
 class PairArguments:
     """Which pair is used."""
 
-    pair: str = field(metadata={"help": "A trained pair: a folder or, except in plot, a hub id."})
+    pair: str = field(metadata={"help": "A trained pair: its folder."})
     pilot: str | None = flag("The Pilot to attach the Copilot to; by default the one it was trained beside.")
     dtype: str | None = flag(
         "Type of the Pilot's weights; by default that of its training, for which lambda was chosen.", None, DTYPES
     )
-    strength: float | None = flag("lambda; 0 is the Pilot alone; by default the calibrated one, in a checkpoint 1.")
+    strength: float | None = flag(
+        "lambda, how much of the correction is added; 0 is the Pilot alone. By default the calibrated value (1 in a "
+        "checkpoint)."
+    )
 
 
 @dataclass
 class GenerationArguments(PairArguments):
     """Which pair writes, and how."""
 
+    pair: str = field(metadata={"help": "A trained pair: a folder or a hub id."})
     num_beams: int = flag("Beams; 1 is greedy decoding.", 1)
     max_new_tokens: int = flag("Tokens a completion may have.", MAX_NEW_TOKENS)
 
@@ -145,8 +152,22 @@ class PlotArguments:
     out: str = field(metadata={"help": "Folder for the PNG files."})
 
 
+class HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Names the default where there is one."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(HfArgumentParser):
-    """Says what is wrong in one line."""
+    """Leaves out of its help what would be refused, and says what is wrong in one line."""
+
+    def add_argument(self, *names: str, **options: Any) -> Action:
+        if names[0].removeprefix("--") in UNSUPPORTED:
+            options["help"] = SUPPRESS
+        if options.get("action") == "store_false":  # transformers adds --no_x, with the help of --x
+            options["help"] = f"Switch --{options['dest']} off."
+        return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
         print(f"tcopilot: error: {message}", file=sys.stderr)

@@ -22,8 +22,8 @@ class Comparison:
 
     Attributes:
         strength: lambda of the pair.
-        metrics: by name: "exact match" and, of token means an example, "Brier score" and "NLL", where the examples have
-            completions; "answer accuracy", where they are of a task.
+        metrics: by name: "exact match", "Brier score" and "NLL" (the mean over an example's tokens), where the examples
+            have completions; "answer accuracy", where they are of a task.
         pilot_texts, pair_texts: the N completions of each.
     """
 
@@ -33,7 +33,7 @@ class Comparison:
     pair_texts: list[str]
 
     def rows(self) -> list[tuple[str, ...]]:
-        """One line of `HEADER`'s table a metric, and lambda."""
+        """The lines of `HEADER`'s table, one for each metric, and lambda."""
         lines = []
         for name, found in self.metrics.items():
             digits = 4 if name in LOWER_IS_BETTER else 3
@@ -63,7 +63,7 @@ def compare(
         examples: N examples; `task` is empty where there is no answer to judge, `completion` where there is no text to
             score.
         strength: lambda of the pair; None takes the configuration's.
-        batch_size: examples a forward.
+        batch_size: examples per forward pass.
         max_length: tokens a scored example may have.
         **generation: max_new_tokens and others, see `complete`; greedy decoding unless they say otherwise.
 

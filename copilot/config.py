@@ -37,33 +37,38 @@ class UnsupportedArchitectureError(ValueError):
 class CopilotConfig(PretrainedConfig):
     """Everything that defines a Copilot; also the configuration of the pair it belongs to.
 
+    Defaults are in brackets; the first five have none, and follow from the Pilot.
+
     Args:
         decoder: configuration of the Copilot's decoder layers: the Pilot family's own class, or its dictionary.
         vocab_size: V, the size of the Pilot's output, and so of p^.
         pilot_hidden_size: d, the width of X~ and h.
         base_model_name_or_path: the Pilot this Copilot was trained beside.
         pilot_dtype: the type that Pilot had when the Copilot was saved, by its name in torch.
-        candidates: k; the correction is restricted to the Pilot's k most likely tokens. None is the paper's full
+        candidates (32): k; the correction is restricted to the Pilot's k most likely tokens. None is the paper's full
             vocabulary.
-        rectifier: "simplex": f = softmax(z + delta) - p^; "linear" (the paper's text): f = delta.
-        fusion: "probability": p~ = p^ + lambda f (Eq. 8); "logit" (the paper's figures): softmax(z + lambda delta).
-        feedback: what the Copilot reads at step i: "observed": the mistake of the token that was really emitted;
-            "predicted" (Algorithm 2 to the letter): its own f_{i-1}.
-        visibility: "current": the Pilot's states h_1..h_i; "previous": h_1..h_{i-1}.
-        loss: "rmse" (Eq. 7), or "ce" and "kl" for the ablation.
-        pooling: Pool of Eq. 6 over the Pilot's layers, "mean", "max" or "sum".
-        context_layers: where the Pilot's states enter (the paper's patterns 1-4): all Pilot layers pooled into the
-            Copilot's "even" layers or "every" layer; only the "first_half", the "second_half" or the "last" of the
+        rectifier ("simplex"): f, the predicted mistake: "simplex": softmax(z + delta) - p^; "linear" (the paper's
+            text): delta.
+        fusion ("probability"): p~: "probability": p^ + lambda f (Eq. 8); "logit" (the paper's figures):
+            softmax(z + lambda delta).
+        feedback ("observed"): what the Copilot reads at step i: "observed": the mistake of the token that was really
+            emitted; "predicted" (Algorithm 2 to the letter): its own f_{i-1}.
+        visibility ("current"): which of the Pilot's states it sees at step i: "current": h_1..h_i; "previous":
+            h_1..h_{i-1}.
+        loss ("rmse"): "rmse" (Eq. 7), or "ce" and "kl" for the ablation.
+        pooling ("mean"): Pool of Eq. 6 over the Pilot's layers, "mean", "max" or "sum".
+        context_layers ("even"): where the Pilot's states enter (the paper's patterns 1-4): all Pilot layers pooled into
+            the Copilot's "even" layers or "every" layer; only the "first_half", the "second_half" or the "last" of the
             Pilot's layers (into even layers). An encoder-decoder Copilot cross-attends in every layer: there "even" is
             "every".
-        context_norm: normalise X~ and h (RMSNorm, each its own) before they become keys and values. The paper's text
-            has no such norm.
-        head: the c -> V output, zero-initialised: "own" V x c matrix; "tied" to the Pilot's output embedding behind a
-            c x d map; "factored": a V x rank table plus the tied part.
-        error_in: the V -> c input; the same three, tied to the Pilot's input embedding.
-        rank: of the factored tables.
-        lora: fields of a `peft.LoraConfig` for the Copilot's layers; None trains the Copilot in full.
-        strength: lambda of Eq. 8, the default of `generate` and `forward`.
+        context_norm (True): normalise X~ and h (RMSNorm, each its own) before they become keys and values. The paper's
+            text has no such norm.
+        head ("own"): the c -> V output, zero-initialised: "own" V x c matrix; "tied" to the Pilot's output embedding
+            behind a c x d map; "factored": a V x rank table plus the tied part.
+        error_in ("own"): the V -> c input; the same three, tied to the Pilot's input embedding.
+        rank (64): of the factored tables.
+        lora (None): fields of a `peft.LoraConfig` for the Copilot's layers; None trains the Copilot in full.
+        strength (1.0): lambda of Eq. 8, the default of `generate` and `forward`; `calibrate` sets it.
 
     Raises:
         ValueError: an unknown or contradictory choice.

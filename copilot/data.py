@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -62,8 +63,8 @@ def prepare_dataset(
         max_length: tokens a row may have, at least 2.
 
     Returns:
-        A dataset with the columns `input_ids` and `labels`, lists of integers. Decoder-only: both have one entry a
-        token, labels are not shifted. Encoder-decoder: `input_ids` feed the encoder, `labels` are the decoder's
+        A dataset with the columns `input_ids` and `labels`, lists of integers. Decoder-only: both have one entry
+        per token, labels are not shifted. Encoder-decoder: `input_ids` feed the encoder, `labels` are the decoder's
         targets. A label of -100 is not supervised.
 
     Raises:
@@ -89,7 +90,8 @@ def prepare_dataset(
     )
     # Not from the cache, which does not see that this file, or a tokenizer's, has changed.
     fresh = {"load_from_cache_file": False}
-    encoded = rows.map(encode, remove_columns=rows.column_names, desc="Preparing dataset", **fresh)
+    named = partial(_encode_row, encode=encode)
+    encoded = rows.map(named, with_indices=True, remove_columns=rows.column_names, desc="Preparing dataset", **fresh)
     if cut := sum(encoded["cut"]):
         logger.warning("Cut %d of %d rows to max_length, %d tokens.", cut, len(encoded), max_length)
     supervised = encoded.remove_columns("cut").filter(_is_supervised, desc="Dropping unsupervised rows", **fresh)
@@ -176,6 +178,15 @@ def _choose_encoder(
         return partial(_encode_text, **options)
     accepted = ENCODER_DECODER_COLUMNS if is_encoder_decoder else DECODER_ONLY_COLUMNS
     raise ValueError(f"dataset has the columns {sorted(columns)}, expected {accepted}")
+
+
+def _encode_row(
+    row: Mapping[str, Any], number: int, encode: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    try:
+        return encode(row)
+    except ValueError as error:  # the row itself too: a dataset that was shuffled has other numbers than its file
+        raise ValueError(f"row {number}, {reprlib.repr(dict(row))}: {error}") from error
 
 
 def _encode_prompt_and_completion(
@@ -280,15 +291,13 @@ def _crop_tokens(
     input_ids, labels = row["input_ids"], row["labels"]
     mask = row.get("attention_mask") or [1] * len(input_ids)
     if len(mask) != len(input_ids):
-        raise ValueError(
-            f"a row has {len(input_ids)} input_ids and {len(mask)} in attention_mask, expected equally many"
-        )
+        raise ValueError(f"{len(input_ids)} input_ids and {len(mask)} in attention_mask, expected equally many")
     if is_encoder_decoder:
         source = _kept(input_ids, mask)
         cut = max(len(source), len(labels)) > max_length
         return {"input_ids": source[:max_length], "labels": labels[:max_length], "cut": cut}
     if len(input_ids) != len(labels):
-        raise ValueError(f"a row has {len(input_ids)} input_ids and {len(labels)} labels, expected equally many")
+        raise ValueError(f"{len(input_ids)} input_ids and {len(labels)} labels, expected equally many")
     return _without_beginning(_kept(input_ids, mask), _kept(labels, mask), tokenizer, max_length)
 
 

@@ -114,7 +114,7 @@ def bfloat16_is_fast() -> bool:
 def build(pilot: str) -> tuple[PilotCopilotForCausalLM, Any]:
     """A pair with a fresh Copilot and LoRA adapters in the Pilot, and the tokenizer."""
     set_seed(SETTINGS["seed"])
-    # Eager attention: with some fifty tokens a sequence, a step on a CPU then takes three quarters of the time.
+    # Eager attention: with some fifty tokens per sequence, a step on a CPU then takes three quarters of the time.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
     pair = PilotCopilotForCausalLM.from_pilot(AutoModelForCausalLM.from_pretrained(pilot, **options))
     pair.pilot.add_adapter(LoraConfig(r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear"))
@@ -167,7 +167,7 @@ def train(pair: PilotCopilotForCausalLM, tokenizer: Any, problems: list[Example]
 
 
 def time_decoding(pair: PilotCopilotForCausalLM, tokenizer: Any, problem: Example) -> Timing:
-    """Seconds a token of greedily decoding one prompt by the Pilot alone and by the pair, in turns."""
+    """Seconds per token of greedily decoding one prompt by the Pilot alone and by the pair, in turns."""
     inputs = tokenizer(problem.prompt, return_tensors="pt").to(pair.device)
     options = {"do_sample": False, "min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
     options["pad_token_id"] = tokenizer.pad_token_id

@@ -36,7 +36,7 @@ def build_info() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """The facts of this process: one key a package, then `python`, `platform`, `device`, `threads` and `build`."""
+    """The facts of this process: a key for each package, then `python`, `platform`, `device`, `threads` and `build`."""
     facts: dict[str, Any] = {name: _version(name) for name in _REPORTED_PACKAGES}
     facts["python"] = platform.python_version()
     facts["platform"] = platform.platform()

@@ -61,12 +61,12 @@ def complete(
         tokenizer: of the Pilot; padding goes to the left for a decoder-only Pilot.
         prompts: N texts.
         strength: lambda; None takes the configuration's, 0 is the Pilot alone.
-        batch_size: prompts a batch; those of like length go together.
+        batch_size: prompts per batch; those of like length go together.
         max_new_tokens: tokens a completion may have; one warning counts those that did not end by then.
-        **generation: arguments of `generate`, such as num_beams, that give one text a prompt.
+        **generation: arguments of `generate`, such as num_beams, that give one text for each prompt.
 
     Raises:
-        ValueError: a batch_size below 1, a prompt without a token, or several texts a prompt.
+        ValueError: a batch_size below 1, a prompt without a token, or several texts for a prompt.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")

@@ -176,7 +176,7 @@ class RectifiedGeneration(GenerationMixin):
                 raise ValueError(
                     f"a static cache is not supported by a pair whose Pilot has {attention!r}: load it as sdpa"
                 )
-            # Room for X~ and one state a generated token; the last token is generated but never read.
+            # Room for X~ and one state per generated token; the last token is generated but never read.
             max_length = max_cache_length + 1
             if self.config.is_encoder_decoder:
                 max_length += model_kwargs["encoder_outputs"][0].shape[1]

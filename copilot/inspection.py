@@ -174,7 +174,7 @@ def measure(
         dataset: rows, see `prepare_dataset`.
         tokenizer: of the Pilot.
         strength: lambda; None takes the configuration's.
-        batch_size: rows a forward; a few (tokens, V) floats are held at a time.
+        batch_size: rows per forward pass; a few (tokens, V) floats are held at a time.
         max_length: tokens a row may have.
 
     Raises:

@@ -61,7 +61,7 @@ class CopilotLM(HFLM):
             strength: lambda; None takes the pair's own, 0 is the Pilot alone.
             tokenizer: of the Pilot; None takes the one saved with the pair, else that of the Pilot's folder or hub id.
             max_length: tokens that context and continuation may have; None takes the Pilot's limit.
-            batch_size: texts a forward.
+            batch_size: texts per forward pass.
             device: None takes the GPU, when there is one, for a loaded pair and leaves another where it is. "cuda" is
                 None where there is no GPU, as for HFLM: lm-eval's command line asks for "cuda:0" unless told otherwise.
             dtype: of the Pilot of a loaded pair; None takes the type it had when the pair was saved.

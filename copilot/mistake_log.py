@@ -60,7 +60,7 @@ class Round:
 
 
 def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 with one scale a row: (M, d) -> (M, d) int8 and (M, 1) float32."""
+    """Symmetric int8 with one scale for each row: (M, d) -> (M, d) int8 and (M, 1) float32."""
     scale = values.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
     return (values.float() / scale).round().to(torch.int8), scale
 
@@ -71,7 +71,7 @@ class MistakeLog:
     Args:
         capacity: how many rounds are kept (the paper: 128).
         seed: of the draws; equal on all ranks, so that together the ranks draw the round that one process would.
-        hidden_dtype: how h and X~ are kept: "bfloat16", "float32", or "int8" (h only, one scale a row; X~ as bfloat16).
+        hidden_dtype: how h and X~ are kept: "bfloat16", "float32", or "int8" (h only, scaled by row; X~ as bfloat16).
 
     Raises:
         ValueError: a capacity below 1 or an unknown dtype.
@@ -117,7 +117,7 @@ class MistakeLog:
                 torch.float32 if self.hidden_dtype == "float32" else torch.bfloat16
             )
         if "mistakes.top_index" not in tensors:
-            tensors["mistakes.top_prob"] = tensors["mistakes.top_prob"].half()  # a whole vocabulary a token
+            tensors["mistakes.top_prob"] = tensors["mistakes.top_prob"].half()  # a whole vocabulary for each token
         narrow = {name: value.int() if value.dtype == torch.int64 else value for name, value in tensors.items()}
         # What no conversion has copied yet is copied here: the log shares nothing with its caller.
         given = round_.tensors()

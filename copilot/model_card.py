@@ -32,7 +32,7 @@ print(tokenizer.decode(pair.generate(**inputs, max_new_tokens=64)[0]))
 ## Training
 
 Learning rates {args.learning_rate} (Pilot) and {args.copilot_learning_rate} (Copilot), seed {args.seed},
-{args.train_batch_size} rows a process and micro-batch, {args.gradient_accumulation_steps} accumulation steps.
+{args.train_batch_size} rows per process and micro-batch, {args.gradient_accumulation_steps} accumulation steps.
 """
 
 

@@ -39,7 +39,8 @@ class PilotCopilotForCausalLM(PilotCopilotModel):
 
         Args:
             input_ids: (B, S) int64.
-            attention_mask: (B, S), 0 for padding; 4-D inside `generate` with a static cache, or one a type of layer.
+            attention_mask: (B, S), 0 for padding; 4-D inside `generate` with a static cache, or
+                one for each type of layer.
             position_ids: (B, S), as the Pilot takes them; with labels a row must be one text.
             past_key_values: the cache of a generation under way; at lambda = 0 also the Pilot's own.
             inputs_embeds: (B, S, d) in place of input_ids.

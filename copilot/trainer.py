@@ -58,10 +58,11 @@ class FurtherUpdates(TrainerCallback):
 class CopilotTrainer(Trainer):
     """Trains a Pilot and its Copilot side by side.
 
-    Every micro-batch is a round: the Pilot's forward, its round appended to the Mistake Log, a round drawn from the
-    log, the Copilot's forward on that. One AdamW updates both with their own learning rates; gradients are clipped
-    per model. With `copilot_updates` above 1 the Copilot takes further steps, alone, on rounds drawn anew. Logged: `ce`
-    (Pilot, per token), `rmse` (Copilot, Eq. 7), `learning_rate`, `copilot_learning_rate`.
+    A *round* is what one micro-batch leaves in the Mistake Log: inputs, states and mistakes. With each micro-batch the
+    Pilot is run, its round is appended to the log, and the Copilot learns from a round drawn out of the log. One AdamW
+    updates both with their own learning rates; gradients are clipped per model. With `copilot_updates` above 1 the
+    Copilot takes further steps, alone, on rounds drawn anew. Logged: `ce` (Pilot, per token), `rmse` (Copilot, Eq. 7),
+    `learning_rate`, `copilot_learning_rate`.
 
     Args:
         model: the pair.
@@ -214,7 +215,7 @@ class CopilotTrainer(Trainer):
         return torch.linalg.vector_norm(torch.stack([norm.to(self.args.device) for norm in norms]))
 
     def _get_learning_rate(self) -> float:
-        # Trainer asks once a step, before the schedule moves on: the rates this step used.
+        # Trainer asks once per step, before the schedule moves on: the rates this step used.
         self._copilot_learning_rate = self.lr_scheduler.get_last_lr()[-1]
         return super()._get_learning_rate()
 

@@ -13,13 +13,43 @@ from copilot.mistake_log import HIDDEN_DTYPES
 from copilot.ops.rectify import check_choice
 from copilot.pair_base import PilotCopilotModel, check_pilot_survives, has_adapters
 
+# What `__post_init__` refuses, and what only goes with it; `tcopilot train --help` leaves these out.
+UNSUPPORTED = (
+    "label_smoothing_factor",
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),  # the same, by its name since transformers 5.23
+    *("use_liger_kernel", "liger_kernel_config"),
+    "neftune_noise_alpha",
+    *("fsdp", "fsdp_config", "deepspeed"),
+)
+
 
 @dataclass
 class CopilotTrainingArguments(TrainingArguments):
     """TrainingArguments with a second model to train. `learning_rate` and `weight_decay` are the Pilot's.
 
+    Below is what is new, or has another default or meaning here; defaults in brackets.
+
+    Args:
+        learning_rate (3e-4): the Pilot's peak learning rate.
+        copilot_learning_rate (5e-4): the Copilot's peak learning rate.
+        copilot_weight_decay (0.0): the Copilot's weight decay.
+        lr_scheduler_type ("cosine"): the schedule of both learning rates.
+        copilot_updates (1): the Copilot's optimizer steps for each of the Pilot's. The first is the one of both models;
+            each further one draws its rounds anew.
+        log_rounds (128): how many of the last optimizer steps the Mistake Log keeps; each has one round per
+            micro-batch.
+        log_hidden_dtype ("bfloat16"): how the Mistake Log keeps the Pilot's states: "bfloat16", "int8" or "float32".
+        max_length (256): tokens a row may have, at least 2; `prepare_dataset` says how longer ones are cut.
+        completion_only_loss (True): of rows `{prompt, completion}` supervise the completion only.
+        assistant_only_loss (False): of rows `{messages}` supervise only what the assistant said.
+        remove_unused_columns (False): without effect: rows are prepared, and hold no other columns.
+        logging_nan_inf_filter (False): replace NaN losses in the logs. A NaN of the Pilot raises anyway.
+        ddp_find_unused_parameters (False): not needed: both losses come from one forward and use every parameter.
+        resume_from_checkpoint (None): a checkpoint that `tcopilot train` continues; in Python it is given to `train`.
+
     Raises:
-        ValueError: an option of TrainingArguments that the pair cannot honour.
+        ValueError: one of `UNSUPPORTED`, which the pair cannot honour, or a value out of range.
     """
 
     learning_rate: float = field(default=3e-4, metadata={"help": "The Pilot's peak learning rate."})
@@ -27,7 +57,12 @@ class CopilotTrainingArguments(TrainingArguments):
     copilot_weight_decay: float = field(default=0.0, metadata={"help": "The Copilot's weight decay."})
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Schedule of both rates."})
     copilot_updates: int = field(default=1, metadata={"help": "The Copilot's optimizer steps for each of the Pilot's."})
-    log_rounds: int = field(default=128, metadata={"help": "Optimizer steps whose rounds the Mistake Log holds."})
+    log_rounds: int = field(
+        default=128,
+        metadata={
+            "help": "How many of the last optimizer steps the Mistake Log keeps; each has one round per micro-batch."
+        },
+    )
     log_hidden_dtype: str = field(
         default="bfloat16", metadata={"help": "The Mistake Log keeps states as 'bfloat16', 'int8' or 'float32'."}
     )
@@ -40,6 +75,7 @@ class CopilotTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: both losses come from one forward and use every parameter."}
     )
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "Continue from this checkpoint folder."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from copilot.cli_arguments import DataArguments, TrainSplitArguments
 from copilot.cli_data import load_splits
 from copilot.environment import environment_text
 from copilot.inspection import read_losses
+from copilot.training_arguments import UNSUPPORTED
 
 ROWS = [
     {"prompt": f"w{i} w{i + 1}", "completion": " ".join(f"w{j}" for j in range(i, i + 1 + i % 4))} for i in range(12)
@@ -397,6 +399,23 @@ def test_help_names_the_flags_and_their_defaults(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--copilot_learning_rate" in text
     assert "The Copilot's peak learning rate. (default: 0.0005)" in text
+    assert "The Pilot: a hub id or a folder. --dtype" in text  # a required flag has no default
+    assert "--no-completion-only-loss Switch --completion_only_loss off. (default: False)" in text
+
+
+def test_help_leaves_out_the_flags_that_are_refused(capsys):
+    assert run("train", "--help") == 0
+    shown = re.findall(r"--(\w+)", capsys.readouterr().out)
+    assert "learning_rate" in shown
+    assert set(shown).isdisjoint(UNSUPPORTED)
+
+
+def test_help_says_what_each_command_does_on_a_line_of_its_own(capsys):
+    assert run("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "Train a pair, evaluate it, generate with it, and look at its Mistake Log, from the command line." in lines
+    for name, (command, _) in cli.COMMANDS.items():
+        assert [line.split(maxsplit=1)[1] for line in lines if line.startswith(f"  {name} ")] == [command.__doc__]
 
 
 # ---- YAML ----
@@ -481,6 +500,10 @@ def assert_refused(code: int, capsys: Any, named: str, out: Path | None = None) 
         ({"dataset_config": "main"}, "dataset_config is 'main', which only a hub data set has"),
         ({"log_hidden_dtype": "int4"}, "int4"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"gradient_checkpointing": True}, "(gradient_checkpointing) is True, expected False"),
+        ({"use_liger_kernel": True}, "use_liger_kernel is True, expected False"),
+        ({"neftune_noise_alpha": 5}, "neftune_noise_alpha is 5.0, expected None"),
+        ({"fsdp": True}, "fsdp and deepspeed are not supported"),
         ({"use_peft": True, "lora_target_modules": "no_such_layer"}, "no_such_layer"),
         ({"learning_rates": 1}, "unknown arguments: --learning_rates"),
         ({"learning_rate": "high"}, "--learning_rate"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from transformers import AutoConfig, AutoModel, GPT2Config, LlamaConfig, T5Confi
 
 from copilot import CopilotConfig, CopilotModel, PilotCopilotForCausalLM, UnsupportedArchitectureError
 from copilot.config import DESIGN
+from copilot.training_arguments import CopilotTrainingArguments
 
 CHOICES = {
     "candidates": 5,
@@ -98,6 +102,24 @@ def test_the_design_that_a_resumed_run_must_keep_is_every_choice_but_these():
     others = {"decoder", "vocab_size", "pilot_hidden_size", "base_model_name_or_path", "pilot_dtype", "lora"}
     others |= {"strength", "self", "kwargs"}
     assert set(DESIGN) == set(inspect.signature(CopilotConfig.__init__).parameters) - others
+
+
+def test_the_docstring_names_every_default():
+    parameters = inspect.signature(CopilotConfig.__init__).parameters
+    choices = [*DESIGN, "lora", "strength"]
+    assert documented_defaults(CopilotConfig) == {name: parameters[name].default for name in choices}
+
+
+def test_the_docstring_of_the_training_arguments_names_every_default():
+    fields = CopilotTrainingArguments.__dataclass_fields__
+    own = {name: fields[name].default for name in CopilotTrainingArguments.__annotations__}
+    assert documented_defaults(CopilotTrainingArguments) == own
+
+
+def documented_defaults(documented: type) -> dict[str, Any]:
+    """What stands in brackets behind a name in the class's docstring."""
+    found = re.findall(r"^ {4}(\w+) \((.+?)\): ", inspect.getdoc(documented), re.MULTILINE)
+    return {name: ast.literal_eval(default) for name, default in found}
 
 
 def test_every_choice_survives_saving(tmp_path):

@@ -121,7 +121,7 @@ def test_messages_of_prompt_and_completion_that_cannot_be_told_apart_are_refused
     with pytest.raises(ValueError, match="does not begin an answer as it prompts for one"):
         prepare_dataset(raw, tokenizer)
     monkeypatch.setattr(tokenizer, "chat_template", None)
-    with pytest.raises(ValueError, match=r"^processing_class has no chat_template, which messages in"):
+    with pytest.raises(ValueError, match=r"^row 0, .*: processing_class has no chat_template, which messages"):
         prepare_dataset(raw, tokenizer)
 
 
@@ -226,6 +226,13 @@ def test_what_holds_no_rows_is_refused(tokenizer, given, message):
         prepare_dataset(given, tokenizer)
 
 
+def test_the_row_that_cannot_be_used_is_named_however_long_it_is(tokenizer):
+    rows = [{"prompt": "w1 " * 100, "completion": "w2"}] * 3 + [{"prompt": "w1 " * 100, "completion": None}]
+    with pytest.raises(ValueError, match=r"^row 3, \{.*None.*w1.*\}: the column completion holds NoneType") as caught:
+        prepare_dataset(rows, tokenizer)
+    assert len(str(caught.value)) < 200
+
+
 def test_a_conversation_that_is_none_is_refused(tokenizer):
     with pytest.raises(ValueError, match="the column messages holds 'w1', expected lists"):
         prepare_dataset([{"messages": "w1"}], tokenizer)
@@ -237,11 +244,9 @@ def test_a_conversation_that_is_none_is_refused(tokenizer):
     ids=["from", "value", "none"],
 )
 def test_a_message_without_role_or_content_is_named(tokenizer, message):
-    with pytest.raises(
-        ValueError, match=r"^the column messages holds the message \{.*w1.*\}, expected \{role, content"
-    ):
+    with pytest.raises(ValueError, match=r"^row 0, .* messages holds the message \{.*w1.*\}, expected \{role, content"):
         prepare_dataset([{"messages": [message]}], tokenizer)
-    with pytest.raises(ValueError, match=r"^the column completion holds the message \{.*w1.*\}, expected \{role, con"):
+    with pytest.raises(ValueError, match=r"^row 0, .* completion holds the message \{.*w1.*\}, expected \{role, con"):
         prepare_dataset([{"prompt": CONVERSATION[:1], "completion": [message]}], tokenizer)
 
 
@@ -249,9 +254,9 @@ def test_what_a_chat_template_refuses_is_named(tokenizer, monkeypatch):
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
     monkeypatch.setattr(tokenizer, "chat_template", refusing + tokenizer.chat_template)
     system = {"role": "system", "content": "w9"}
-    with pytest.raises(ValueError, match=r"^the chat_template of processing_class refuses \[.*w9.*\]: No system role"):
+    with pytest.raises(ValueError, match=r"^row 0, .* processing_class refuses \[.*w9.*\]: No system role"):
         prepare_dataset([{"messages": [system, *CONVERSATION[:1], CONVERSATION[1]]}], tokenizer)
-    with pytest.raises(ValueError, match=r"^the chat_template of processing_class refuses \[.*w9.*\]: No system role"):
+    with pytest.raises(ValueError, match=r"^row 0, .* processing_class refuses \[.*w9.*\]: No system role"):
         prepare_dataset([{"prompt": [system], "completion": CONVERSATION[1:2]}], tokenizer)
 
 

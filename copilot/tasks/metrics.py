@@ -72,7 +72,7 @@ def bootstrap_interval(values: ArrayLike, samples: int = 10_000, seed: int = 0, 
     """Mean of `values`, (examples,), with its percentile bootstrap interval.
 
     Args:
-        values: One finite number an example, such as 0 or 1 for wrong or correct.
+        values: One finite number for each example, such as 0 or 1 for wrong or correct.
         samples: Number of resamples.
         seed: Seed of the resampling; the same seed gives the same interval.
         level: Probability the interval is to cover, above 0 and below 1.
@@ -129,7 +129,7 @@ def _ranks(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
 def _values(name: str, values: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"{name} has shape {array.shape}; accepted is one value an example, for at least one example")
+        raise ValueError(f"{name} has shape {array.shape}; accepted is one value per example, for at least one example")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} holds {array[~np.isfinite(array)][0]}; accepted are finite numbers")
     return array

@@ -60,7 +60,7 @@ class ItemSequences:
 
 
 def read_item_sequences(path: str | Path) -> ItemSequences:
-    """Read a file with one user a line: the user's id, then item ids in order of time, separated by spaces.
+    """Read a file with one user on each line: the user's id, then item ids in order of time, separated by spaces.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -83,7 +83,7 @@ def read_item_sequences(path: str | Path) -> ItemSequences:
             raise ValueError(f"{place} repeats user {user}; accepted is one line a user")
         sequences[user] = tuple(items)
     if not sequences:
-        raise ValueError(f"{path} is empty; accepted is one user a line")
+        raise ValueError(f"{path} is empty; accepted is one user on each line")
     return ItemSequences(
         users=tuple(sequences),
         items=tuple(sequences.values()),
