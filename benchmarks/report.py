@@ -216,7 +216,10 @@ def spread(ratios: list[float]) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-LASTFM = ("lastfm", "ablation_lastfm", "combined_lastfm", "context_lastfm")
+LASTFM = (
+    *("lastfm", "ablation_lastfm", "combined_lastfm", "context_lastfm"),
+    *("tuned_lastfm", "tuned_lastfm_ndcg"),
+)
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "ranges": ranges,
@@ -228,12 +231,15 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     **{name: partial(quality, name=name, about="--data LastFM.txt") for name in LASTFM},
     **{
         name: partial(quality, name=name, about="--data DATA")
-        for name in ("equations", "transfer_equations", "ablation_equations", "combined_equations", "context_equations")
+        for name in (
+            *("equations", "transfer_equations", "ablation_equations"),
+            *("combined_equations", "context_equations", "tuned_equations"),
+        )
     },
     **{
         name: partial(quality, name=name, about="--data DATA --pilot PILOT")
         for name in (
-            *("mawps", "combined_mawps", "openbookqa", "openbookqa_full"),
+            *("mawps", "combined_mawps", "tuned_mawps", "openbookqa", "openbookqa_full"),
             *("boolq", "gsm8k", "gsm8k_full", "ablation"),
         )
     },

@@ -26,6 +26,7 @@ from report_quality import (
 OVERVIEW = {
     "mawps": ("MAWPS", [EXACT, ANSWERS, BRIER]),
     "combined_mawps": ("MAWPS, second run", [EXACT, ANSWERS, BRIER]),
+    "tuned_mawps": ("MAWPS, tuned", [EXACT, ANSWERS, BRIER]),
     "openbookqa": ("OpenBookQA", [EXACT, BRIER]),
     "openbookqa_full": ("OpenBookQA, all of it", [EXACT, BRIER]),
     "boolq": ("BoolQ", [EXACT, BRIER]),
@@ -33,8 +34,10 @@ OVERVIEW = {
     "gsm8k_full": ("GSM8K, all of it", [BRIER, NLL]),
     "equations": ("MAWPS, a small T5", [EXACT, BRIER]),
     "combined_equations": ("MAWPS, a small T5, second run", [EXACT, BRIER]),
+    "tuned_equations": ("MAWPS, a small T5, tuned", [EXACT, BRIER]),
     "lastfm": ("LastFM", [NDCG, NLL]),
     "combined_lastfm": ("LastFM, second run", [NDCG, NLL]),
+    "tuned_lastfm": ("LastFM, tuned", [NDCG, NLL]),
 }
 COLUMNS = {
     "temperature": ["tempered"],
