@@ -173,16 +173,20 @@ def summary(folder: Path) -> str:
     return "\n".join([*table(["", "Pilot", *COLUMNS], lines), "", places(everything)])
 
 
-def verdict(metric: Metric | None, shown: Shown | None, rival: Shown | None) -> str:
-    """Whether a Copilot is ahead of a Pilot that was trained as long, of the same run, in the seeds that both have."""
+def verdict(metric: Metric | None, shown: Shown | None, rival: Shown | None, seeds: int) -> str:
+    """Whether a Copilot is ahead of a Pilot that was trained as long, of the same run, in the seeds that both have.
+
+    These are named where they are fewer than `seeds`.
+    """
     if metric is None or shown is None or rival is None or shown.pilot is not rival.pilot:
         return ""
     compared = compare(metric, shown.arm, rival.arm)
     if compared is None:
         return ""
     text = interval_cell(compared.difference, metric)
+    fewer = f" ({plural(len(compared.means), 'seed')})" if len(compared.means) < seeds else ""
     better = (compared.difference.mean > 0) == ("↑" in metric.title)
-    return f"{('ahead' if better else 'behind') if text.startswith('**') else 'level'} {text}"
+    return f"{('ahead' if better else 'behind') if text.startswith('**') else 'level'} {text}{fewer}"
 
 
 def verdicts(folder: Path) -> str:
@@ -194,9 +198,10 @@ def verdicts(folder: Path) -> str:
     for row in rows:
         _, pair, as_long, best, as_long_as_best, _ = row.columns()
         rivals = ((pair, as_long), (best, as_long_as_best))
-        cells = [verdict(metric, *of) for of in rivals for metric in (row.metric, row.answers)]
+        seeds = len(row.arms[BASELINE].arm)
+        cells = [verdict(metric, *of, seeds) for of in rivals for metric in (row.metric, row.answers)]
         answers = f", {row.answers.title}" if row.answers else ""
-        lines.append([f"**{row.title}**<br>{row.metric.title}{answers}", *cells])
+        lines.append([f"**{row.title}**<br>{row.metric.title}{answers}, {plural(seeds, 'seed')}", *cells])
     columns = ["default, score", "default, answers", "best other form, score", "best other form, answers"]
     return "\n".join([*table(["", *columns], lines), "", places(everything)])
 

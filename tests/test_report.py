@@ -500,7 +500,9 @@ def test_the_verdicts_compare_copilots_with_the_pilots_trained_as_long_in_the_sa
 ) -> None:
     write_summary(tmp_path)
     text = report.SECTIONS["verdicts"](tmp_path)
-    score, answers, best_score, _ = cells(text, "**MAWPS, small T5, 10 epochs**<br>Brier score ↓, exact match, % ↑")
+    score, answers, best_score, _ = cells(
+        text, "**MAWPS, small T5, 10 epochs**<br>Brier score ↓, exact match, % ↑, 1 seed"
+    )
     assert (score, best_score) == ("ahead **-0.2000 [-0.2000, -0.2000]**", "ahead **-0.2500 [-0.2500, -0.2500]**")
     assert answers.startswith("level +0.0")
     # The rival of another run, whose Pilot is another, is no rival of this one's Copilot.
@@ -508,7 +510,7 @@ def test_the_verdicts_compare_copilots_with_the_pilots_trained_as_long_in_the_sa
         tmp_path / "quality" / "equations" / "short_seed0_extra_compute_recent.json"
     )
     text = report.SECTIONS["verdicts"](tmp_path)
-    assert cells(text, "**MAWPS, small T5, 10 epochs**<br>Brier score ↓, exact match, % ↑")[2:] == ["", ""]
+    assert cells(text, "**MAWPS, small T5, 10 epochs**<br>Brier score ↓, exact match, % ↑, 1 seed")[2:] == ["", ""]
     assert report.SECTIONS["verdicts"](tmp_path / "empty") == "Not measured yet."
 
 
@@ -517,8 +519,9 @@ def test_a_verdict_follows_the_direction_in_which_a_metric_is_better(report: Any
     summary = sys.modules["report_summary"]
     scores = [{"seed": 0, "exact": [x] * 4, "brier": [x] * 4, "tokens": [5] * 4} for x in (0.25, 0.75)]
     low, high = (summary.Shown("", [score], scores) for score in scores)
-    words = [summary.verdict(getattr(summary, metric), *of).split(" ")[0] for of in ((high, low), (low, high))]
-    assert words == (["ahead", "behind"] if metric == "EXACT" else ["behind", "ahead"])
+    found = [summary.verdict(getattr(summary, metric), *of, seeds=2) for of in ((high, low), (low, high))]
+    assert [text.split(" ")[0] for text in found] == (["ahead", "behind"] if metric == "EXACT" else ["behind", "ahead"])
+    assert all(text.endswith(" (1 seed)") for text in found)
 
 
 @pytest.mark.parametrize(("given", "shown"), [(0.47, "1.47 ×"), (0.40, "1.51 ×")])
