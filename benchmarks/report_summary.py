@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,13 +155,18 @@ def cell(row: Row, shown: Shown | None, names: bool) -> str:
     return f"{difference}<br>{overview_time(shown.arm, row.arms[BASELINE].arm)}{name}"
 
 
-def summary(folder: Path) -> str:
-    """One table of all tasks: the Pilot's score, and what the columns add to it."""
+def by_row(folder: Path, columns: list[str], line: Callable[[Row], list[str]]) -> str:
+    """One table of all tasks, and where they were measured."""
     rows, everything = read(folder)
     if not rows:
         return NOT_MEASURED
-    lines = []
-    for row in rows:
+    return "\n".join([*table(["", *columns], [line(row) for row in rows]), "", places(everything)])
+
+
+def summary(folder: Path) -> str:
+    """One table of all tasks: the Pilot's score, and what the columns add to it."""
+
+    def line(row: Row) -> list[str]:
         pilot = row.arms[BASELINE]
         compared = pilot.compared(row.metric)
         assert compared is not None
@@ -169,8 +175,9 @@ def summary(folder: Path) -> str:
             for column, shown in zip(COLUMNS, row.columns(), strict=True)
         ]
         score = f"{np.mean(compared.means):.{row.metric.digits}f}"
-        lines.append([f"**{row.title}**<br>{row.metric.title}, {plural(len(pilot.arm), 'seed')}", score, *cells])
-    return "\n".join([*table(["", "Pilot", *COLUMNS], lines), "", places(everything)])
+        return [f"**{row.title}**<br>{row.metric.title}, {plural(len(pilot.arm), 'seed')}", score, *cells]
+
+    return by_row(folder, ["Pilot", *COLUMNS], line)
 
 
 def verdict(metric: Metric | None, shown: Shown | None, rival: Shown | None, seeds: int) -> str:
@@ -191,19 +198,17 @@ def verdict(metric: Metric | None, shown: Shown | None, rival: Shown | None, see
 
 def verdicts(folder: Path) -> str:
     """One table of all tasks: the differences between Copilots and the Pilots that were trained as long."""
-    rows, everything = read(folder)
-    if not rows:
-        return NOT_MEASURED
-    lines = []
-    for row in rows:
+
+    def line(row: Row) -> list[str]:
         _, pair, as_long, best, as_long_as_best, _ = row.columns()
         rivals = ((pair, as_long), (best, as_long_as_best))
         seeds = len(row.arms[BASELINE].arm)
         cells = [verdict(metric, *of, seeds) for of in rivals for metric in (row.metric, row.answers)]
         answers = f", {row.answers.title}" if row.answers else ""
-        lines.append([f"**{row.title}**<br>{row.metric.title}{answers}, {plural(seeds, 'seed')}", *cells])
+        return [f"**{row.title}**<br>{row.metric.title}{answers}, {plural(seeds, 'seed')}", *cells]
+
     columns = ["default, score", "default, answers", "best other form, score", "best other form, answers"]
-    return "\n".join([*table(["", *columns], lines), "", places(everything)])
+    return by_row(folder, columns, line)
 
 
 def draw_summary(folder: Path) -> Any:
