@@ -78,8 +78,8 @@ def compile_layers(layers: nn.ModuleList) -> None:
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
-def small_llama(vocab_size: int, seed: int, width: int = 64, dropout: float = 0.0) -> LlamaForCausalLM:
-    """2 layers, untrained, embeddings tied; token 0 pads.
+def small_llama(vocab_size: int, seed: int, dropout: float = 0.0) -> LlamaForCausalLM:
+    """2 layers of width 64, untrained, embeddings tied; token 0 pads.
 
     `dropout` is of what leaves a layer; that of attention is 0.2. A Copilot's copies of layers have the latter alone.
     """
@@ -87,10 +87,10 @@ def small_llama(vocab_size: int, seed: int, width: int = 64, dropout: float = 0.
     pilot = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
-            hidden_size=width,
-            intermediate_size=4 * width,
+            hidden_size=64,
+            intermediate_size=256,
             num_hidden_layers=2,
-            num_attention_heads=width // 32,
+            num_attention_heads=2,
             attention_dropout=0.2,
             tie_word_embeddings=True,
             pad_token_id=0,

@@ -89,7 +89,8 @@ class Experiment:
     Attributes:
         kind: a key of `TASKS`.
         task: further fields of that class.
-        batch_size, learning_rate, copilot_learning_rate, warmup, weight_decay: of every training; see `training.train`.
+        batch_size, learning_rate, copilot_learning_rate, warmup: of every training; see `training.train`.
+        weight_decay: of the Pilots.
         compile: whether decoder layers, of Pilots and Copilots, are compiled for training.
         arms: by name.
         points: by name.

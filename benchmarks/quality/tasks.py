@@ -274,13 +274,12 @@ class NextItem:
 
     Attributes:
         data: a file with one user a line.
-        width, dropout: of the Pilot; see `models.small_llama`.
+        dropout: of the Pilot; see `models.small_llama`.
     """
 
     score: ClassVar[str] = "NLL"
 
     data: str
-    width: int = 64
     dropout: float = 0.0
 
     @cached_property
@@ -315,7 +314,7 @@ class NextItem:
 
     def pairs(self, designs: dict[str, dict[str, Any]], seed: int) -> dict[str, PilotCopilotModel]:
         """Fresh pairs on one fresh Pilot."""
-        pilot = small_llama(self.sequences.n_items + 1, seed, self.width, self.dropout)
+        pilot = small_llama(self.sequences.n_items + 1, seed, self.dropout)
         return {name: PilotCopilotForCausalLM.from_pilot(pilot, **design) for name, design in designs.items()}
 
     @torch.no_grad()
