@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from copilot.adapters import has_adapters
 from copilot.model import CopilotModel
 from copilot.pair import PilotCopilotModel
-from copilot.pair_base import has_adapters
 
 ADAPTER_PREFIX = "base_model.model."  # save_pretrained writes it before each name of an adapter
 

@@ -11,15 +11,13 @@ from typing import Any, Self
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from peft import set_peft_model_state_dict
-from peft.tuners.tuners_utils import cast_adapter_dtype
-from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, logging
 
+from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapters, restore_adapter
 from copilot.building import build_copilot, check_attachable
 from copilot.cache import CopilotCache
 from copilot.config import CopilotConfig
@@ -33,51 +31,6 @@ from copilot.tap import PilotTap, embed, logits_only_at
 logger = logging.get_logger(__name__)
 
 HUB = ("token", "cache_dir", "local_files_only", "force_download")
-
-
-def has_adapters(pilot: PreTrainedModel) -> bool:
-    """Whether a Pilot trains adapters, so that only these are saved."""
-    return bool(getattr(pilot, "peft_config", None))
-
-
-def restore_adapter(pilot: PreTrainedModel, source: str, **hub: Any) -> None:
-    """Make the adapter that a Pilot was loaded with trainable, in float32 as it was trained.
-
-    transformers loads it frozen and rounded to the Pilot's type.
-
-    Args:
-        pilot: changed in place.
-        source: folder or hub id of the adapter.
-        **hub: options of the download.
-    """
-    name = pilot.active_adapters()[0]
-    pilot.set_adapter(name)
-    cast_adapter_dtype(pilot, name)
-    saved = load_peft_weights(source, device=str(pilot.device), **hub)
-    weights = {key.removeprefix("base_model.model."): value for key, value in saved.items()}
-    set_peft_model_state_dict(pilot, weights, adapter_name=name)
-
-
-def check_pilot_survives(folder: Path, pilot: PreTrainedModel, adapted: bool) -> None:
-    """Raise ValueError where a pair saved in `folder` would replace the model it was made from.
-
-    In the folder itself the Copilot's files take a Pilot's place, in its `pilot` adapters that of the model under them.
-    """
-    if not pilot.name_or_path:
-        return
-    origin = Path(pilot.name_or_path).resolve()
-    if origin == folder.resolve() or (adapted and origin == (folder / "pilot").resolve()):
-        raise ValueError(f"the Pilot was loaded from {origin}, where the pair's files would replace it; save elsewhere")
-
-
-def discard_other_kind(folder: Path, pilot: PreTrainedModel) -> None:
-    """Delete adapters saved before beside a Pilot's weights, or the weights and configuration beside its adapters.
-
-    Both would be loaded, and where there is a configuration, transformers looks for weights beside it.
-    """
-    for pattern in ("model*.safetensors*", "config.json") if has_adapters(pilot) else ("adapter_*",):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 @dataclass
@@ -115,6 +68,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
     config: CopilotConfig
     base_model_prefix = "pilot"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _pilot_class: Any = AutoModelForCausalLM
 
@@ -305,6 +259,12 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
 
     def get_decoder(self) -> torch.nn.Module:
         return self.pilot.get_decoder()
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        self.pilot.activation_checkpointing_enable(*args, **kwargs)
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:  # its name before transformers 5.23
+        self.pilot.gradient_checkpointing_enable(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
         """Module's, but that a frozen Pilot stays in eval mode: what it gets wrong in use, it does without dropout."""

@@ -28,6 +28,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
+from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapters
 from copilot.checkpoints import read_weights, write_weights
 from copilot.config import DESIGN, CopilotConfig
 from copilot.data import DataCollator, prepare_dataset
@@ -36,7 +37,6 @@ from copilot.loss import IGNORE_INDEX
 from copilot.mistake_log import MistakeLog
 from copilot.model_card import write_model_card
 from copilot.pair import PilotCopilotModel
-from copilot.pair_base import check_pilot_survives, discard_other_kind, has_adapters
 from copilot.training_arguments import CopilotTrainingArguments, check_training
 
 logger = logging.get_logger(__name__)

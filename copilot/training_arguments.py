@@ -9,15 +9,14 @@ from peft import PeftConfig
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
+from copilot.adapters import check_pilot_survives, has_adapters
 from copilot.mistake_log import HIDDEN_DTYPES
 from copilot.ops.rectify import check_choice
-from copilot.pair_base import PilotCopilotModel, check_pilot_survives, has_adapters
+from copilot.pair_base import PilotCopilotModel
 
 # What `__post_init__` refuses, and what only goes with it; `tcopilot train --help` leaves these out.
 UNSUPPORTED = (
     "label_smoothing_factor",
-    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
-    *("activation_checkpointing", "activation_checkpointing_kwargs"),  # the same, by its name since transformers 5.23
     *("use_liger_kernel", "liger_kernel_config"),
     "neftune_noise_alpha",
     *("fsdp", "fsdp_config", "deepspeed"),
@@ -81,10 +80,6 @@ class CopilotTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.label_smoothing_factor != 0:
             raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}, the pair supports only 0")
-        if self.gradient_checkpointing:  # its name in every transformers 5; since 5.23 also activation_checkpointing
-            raise ValueError(
-                "activation_checkpointing (gradient_checkpointing) is True, expected False: enable it of pair.pilot"
-            )
         for name in ("copilot_learning_rate", "copilot_weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")

@@ -500,7 +500,6 @@ def assert_refused(code: int, capsys: Any, named: str, out: Path | None = None) 
         ({"dataset_config": "main"}, "dataset_config is 'main', which only a hub data set has"),
         ({"log_hidden_dtype": "int4"}, "int4"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
-        ({"gradient_checkpointing": True}, "(gradient_checkpointing) is True, expected False"),
         ({"use_liger_kernel": True}, "use_liger_kernel is True, expected False"),
         ({"neftune_noise_alpha": 5}, "neftune_noise_alpha is 5.0, expected None"),
         ({"fsdp": True}, "fsdp and deepspeed are not supported"),

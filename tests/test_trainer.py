@@ -21,10 +21,6 @@ from copilot.model_card import model_card
 from copilot.trainer import CopilotTrainer
 from copilot.training_arguments import CopilotTrainingArguments
 
-# The name since transformers 5.23, and the one before.
-CHECKPOINTING = "activation_checkpointing"
-if not hasattr(CopilotTrainingArguments, CHECKPOINTING):
-    CHECKPOINTING = "gradient_checkpointing"
 PILOT_LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
 
 
@@ -224,16 +220,28 @@ def test_bf16_trains_float32_parameters(make_pair, make_trainer):
     assert all(parameter.isfinite().all() for parameter in pair.parameters())
 
 
-def test_checkpointing_the_pilots_activations_changes_no_gradient(make_pair, make_trainer):
-    gradients = []
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize(
+    "peft_config", [None, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])], ids=["full", "lora"]
+)
+def test_gradient_checkpointing_runs_the_pilot_again_and_changes_no_gradient(
+    make_pair, make_trainer, peft_config, use_reentrant
+):
+    gradients, runs = [], []
     for checkpointing in (False, True):
         pair = make_pair()
-        if checkpointing:
-            getattr(pair.pilot, f"{CHECKPOINTING}_enable")()
-        trainer = make_trainer(pair, max_steps=1, peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        options = {"gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}} if checkpointing else {}
+        options |= {"max_steps": 1, "gradient_accumulation_steps": 1}
+        trainer = make_trainer(pair, peft_config=peft_config, gradient_checkpointing=checkpointing, **options)
+        runs.append(dict.fromkeys(("pilot", "copilot"), 0))
+        for part, count in ((pair.pilot, "pilot"), (pair.copilot, "copilot")):
+            mlp = next(module for name, module in part.named_modules() if name.endswith("mlp"))
+            mlp.register_forward_pre_hook(lambda *_, of=runs[-1], count=count: of.update({count: of[count] + 1}))
         gradients.append({})
         trainer.add_callback(KeepGradients(pair, gradients[-1]))
         trainer.train()
+    assert runs == [{"pilot": 1, "copilot": 1}, {"pilot": 2, "copilot": 1}]
+    assert any(name.startswith("pilot.") for name in gradients[0])
     assert_same(*gradients)
 
 
@@ -566,7 +574,6 @@ def test_a_foreign_checkpoint_is_one_error_and_changes_nothing(make_pair, make_t
     [
         {"label_smoothing_factor": 0.1},
         {"fsdp": True},
-        {CHECKPOINTING: True},
         {"copilot_updates": 0},
         {"use_liger_kernel": True},
         {"neftune_noise_alpha": 5.0},
