@@ -106,6 +106,11 @@ class MistakeLog:
         self.rounds.append(self._compact(round_))
         self.rounds_seen += 1
 
+    def clear(self) -> None:
+        """Forget all rounds. The draws go on from where they are."""
+        self.rounds.clear()
+        self.rounds_seen = 0
+
     def _compact(self, round_: Round) -> Round:
         tensors = round_.tensors()
         if self.hidden_dtype == "int8":

@@ -17,7 +17,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import (
     EvalLoopOutput,
     EvalPrediction,
@@ -44,11 +44,15 @@ logger = logging.get_logger(__name__)
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
 
-class FurtherUpdates(TrainerCallback):
-    """The steps that the Copilot takes after each one of both models, at the learning rate of that."""
+class CopilotCallback(TrainerCallback):
+    """What Trainer's loop does not know of: the Mistake Log's beginning, and the Copilot's steps between its own."""
 
     def __init__(self, trainer: CopilotTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, _args: Any, state: TrainerState, *_others: Any, **_options: Any) -> None:
+        if state.global_step == 0:  # not resumed: what is there is of an earlier training, or of a try that failed
+            self.trainer.mistake_log.clear()
 
     def on_optimizer_step(self, args: CopilotTrainingArguments, *_others: Any, **_options: Any) -> None:
         for _ in range(args.copilot_updates - 1):
@@ -146,7 +150,7 @@ class CopilotTrainer(Trainer):
         model.mistake_log = MistakeLog(
             args.log_rounds * args.gradient_accumulation_steps, seed=args.seed, hidden_dtype=args.log_hidden_dtype
         )
-        self.add_callback(FurtherUpdates(self))
+        self.add_callback(CopilotCallback(self))
         # A mean of squares is what adds up over batches; an RMSE is squared first.
         self._copilot_metric, self._power = {"rmse": ("rmse", 2)}.get(model.config.loss, ("copilot_loss", 1))
         # On the device. Since the last log line: Pilot's loss, Copilot's loss, steps.
@@ -307,9 +311,8 @@ class CopilotTrainer(Trainer):
                 self._release()
         pilot_sum, copilot_sum, tokens = self.accelerator.reduce(self._eval_sums, "sum").tolist()
         cross_entropy, copilot_loss = pilot_sum / tokens, (copilot_sum / tokens) ** (1 / self._power)
-        names = ("loss", "ce", self._copilot_metric)
-        values = (cross_entropy + copilot_loss, cross_entropy, copilot_loss)
-        output.metrics.update({f"{metric_key_prefix}_{name}": v for name, v in zip(names, values, strict=True)})
+        losses = {"loss": cross_entropy + copilot_loss, "ce": cross_entropy, self._copilot_metric: copilot_loss}
+        output.metrics.update({f"{metric_key_prefix}_{name}": loss for name, loss in losses.items()})
         return output
 
     # ---- Checkpoints ----
@@ -389,8 +392,6 @@ class CopilotTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         write_weights(self.model, *read_weights(self.model, Path(self.state.best_model_checkpoint)))
-
-    # ---- Model card ----
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md to the output folder."""

@@ -245,6 +245,29 @@ def test_gradient_checkpointing_runs_the_pilot_again_and_changes_no_gradient(
     assert_same(*gradients)
 
 
+def test_no_round_of_a_batch_too_large_for_the_memory_is_drawn_again(make_trainer, monkeypatch):
+    trainer = make_trainer(per_device_train_batch_size=4, max_steps=3, auto_find_batch_size=True)
+    of_batch = trainer.compute_loss
+
+    def exhausted(model, inputs, *args, **kwargs):
+        loss = of_batch(model, inputs, *args, **kwargs)
+        if len(inputs["labels"]) > 2:
+            raise RuntimeError("CUDA out of memory.")
+        return loss
+
+    monkeypatch.setattr(trainer, "compute_loss", exhausted)
+    trainer.train()
+    assert [len(round_.lengths) for round_ in trainer.mistake_log.rounds] == [2] * 6
+    assert trainer.mistake_log.rounds_seen == 6  # 3 steps of 2 micro-batches
+
+
+def test_a_second_training_begins_with_an_empty_log(make_trainer):
+    trainer = make_trainer(max_steps=3)
+    for _ in range(2):
+        trainer.train()
+        assert trainer.mistake_log.rounds_seen == 6
+
+
 def test_a_trained_pair_generates(make_pair, make_trainer, tokenizer):
     pair = make_pair()
     make_trainer(pair).train()
