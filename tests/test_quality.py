@@ -266,8 +266,8 @@ def test_stages_and_rivals_take_the_steps_rows_and_seeds_that_their_names_say(
 
 def test_a_student_has_its_arms_settings_and_else_the_experiments_rate(quality: Any) -> None:
     run = quality.run.Run(experiment_of(quality), SimpleNamespace(rows=Rows), quality.run.Point(1, []), 0)
-    arm = quality.run.Arm(learning_rate=1e-4, updates=2, draws=3, log_rounds=5)
-    assert run.student(arm, "a pair") == quality.training.Student("a pair", 1e-4, updates=2, draws=3, log_rounds=5)
+    own = {"learning_rate": 1e-4, "weight_decay": 0.1, "updates": 2, "draws": 3, "log_rounds": 5}
+    assert run.student(quality.run.Arm(**own), "a pair") == quality.training.Student("a pair", **own)
     assert run.student(quality.run.Arm(), "a pair") == quality.training.Student("a pair", 1e-2)
 
 
@@ -370,12 +370,12 @@ def test_a_student_takes_its_updates_of_its_draws_from_a_log_of_its_length(
     monkeypatch.setattr(quality.training, "MistakeLog", Log)
     monkeypatch.setattr(quality.training, "Optimizer", Optimizer)
     pair = fresh_pair()
-    student = quality.training.Student(pair, 1e-2, updates=2, draws=2, log_rounds=1)
+    student = quality.training.Student(pair, 1e-2, weight_decay=0.25, updates=2, draws=2, log_rounds=1)
     train_in_small(
         quality, [quality.training.Teacher(pair, rows_of_words(10))], student, steps=3, warmup=1 / 3, weight_decay=0.5
     )
     (log,), (of_pilot, of_copilot) = logs, optimizers
-    assert [optimizer.adam.param_groups[0]["weight_decay"] for optimizer in optimizers] == [0.5, 0.0]
+    assert [optimizer.adam.param_groups[0]["weight_decay"] for optimizer in optimizers] == [0.5, 0.25]
     assert (log.capacity, log.rounds_seen, log.draws) == (1, 3, 12)
     for optimizer, steps in ((of_pilot, 3), (of_copilot, 6)):
         assert optimizer.schedule.last_epoch == steps

@@ -49,7 +49,7 @@ class Arm:
             trained as long on one half of the rows, on the half it was not trained on; or of "another" Pilot, in its
             training with another seed.
         final_pass: how long it learns from the final Pilot, as a share of the Pilot's steps.
-        learning_rate, updates, draws, log_rounds: see `training.Student`; no rate takes the experiment's.
+        learning_rate, weight_decay, updates, draws, log_rounds: see `training.Student`; no rate takes the experiment's.
         write: whether it also writes its answers freely.
     """
 
@@ -57,6 +57,7 @@ class Arm:
     mistakes: str = "training"
     final_pass: float = 1.0
     learning_rate: float | None = None
+    weight_decay: float = 0.0
     updates: int = 1
     draws: int = 1
     log_rounds: int = 128
@@ -139,7 +140,7 @@ class Run:
 
     def student(self, arm: Arm, pair: PilotCopilotModel) -> Student:
         rate = arm.learning_rate or self.experiment.copilot_learning_rate
-        return Student(pair, rate, arm.updates, arm.draws, arm.log_rounds)
+        return Student(pair, rate, arm.weight_decay, arm.updates, arm.draws, arm.log_rounds)
 
     def copilots(self) -> dict[str, Any]:
         """The Pilot and all of the point's arms."""

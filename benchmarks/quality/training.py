@@ -55,6 +55,7 @@ class Student:
     Attributes:
         pair: what it belongs to; only its Copilot is trained.
         learning_rate: the highest of its schedule.
+        weight_decay: of its AdamW.
         updates: steps it takes a round.
         draws: rounds drawn from its log for each of these steps.
         log_rounds: how many rounds its log holds.
@@ -62,6 +63,7 @@ class Student:
 
     pair: PilotCopilotModel
     learning_rate: float
+    weight_decay: float = 0.0
     updates: int = 1
     draws: int = 1
     log_rounds: int = 128
@@ -180,7 +182,8 @@ def train(
     copilots = {}
     for name, student in students.items():
         count = steps * student.updates
-        copilots[name] = Optimizer(student.pair.copilot, student.learning_rate, count, warmup_steps(warmup, count))
+        rising = warmup_steps(warmup, count)
+        copilots[name] = Optimizer(student.pair.copilot, student.learning_rate, count, rising, student.weight_decay)
         student.pair.train()
         student.pair.mistake_log = MistakeLog(student.log_rounds, seed=seed)
     stopwatch = Stopwatch()
