@@ -218,7 +218,7 @@ def spread(ratios: list[float]) -> str:
 
 LASTFM = (
     *("lastfm", "ablation_lastfm", "combined_lastfm", "context_lastfm"),
-    *("tuned_lastfm", "tuned_lastfm_ndcg"),
+    *("tuned_lastfm", "tuned_lastfm_ndcg", "tuned_copilot_lastfm"),
 )
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
@@ -239,8 +239,8 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     **{
         name: partial(quality, name=name, about="--data DATA --pilot PILOT")
         for name in (
-            *("mawps", "combined_mawps", "tuned_mawps", "openbookqa", "openbookqa_full"),
-            *("boolq", "gsm8k", "gsm8k_full", "ablation"),
+            *("mawps", "combined_mawps", "tuned_mawps", "tuned_copilot_mawps", "ablation"),
+            *("openbookqa", "openbookqa_full", "boolq", "gsm8k", "gsm8k_full"),
         )
     },
 }
