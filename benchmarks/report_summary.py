@@ -36,7 +36,10 @@ ROWS: list[tuple[str, Metric, Metric | None, list[tuple[str, str]]]] = [
     ("MAWPS", BRIER, EXACT, [("mawps", "short")]),
     ("MAWPS", BRIER, EXACT, [("mawps", "medium")]),
     ("MAWPS", BRIER, EXACT, [("mawps", "long")]),
-    ("MAWPS, tuned", BRIER, EXACT, [("tuned_mawps", "medium")]),
+    (
+        *("MAWPS, tuned", BRIER, EXACT),
+        [("tuned_mawps", "medium"), ("tuned_copilot_mawps", "combined"), ("tuned_copilot_mawps", "search")],
+    ),
     ("GSM8K", BRIER, None, [("gsm8k", "short")]),
     ("GSM8K, all of it", BRIER, None, [("gsm8k_full", "short")]),
     ("OpenBookQA", BRIER, EXACT, [("openbookqa", "short")]),
