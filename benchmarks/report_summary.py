@@ -80,6 +80,12 @@ class Shown:
     def compared(self, metric: Metric) -> Compared | None:
         return compare(metric, self.arm, self.pilot)
 
+    def shares_pilot(self, other: Shown) -> bool:
+        """Whether both are of one run, or of two in which the Pilot came out the same, example for example."""
+        own, others = ({result["seed"]: result["nll"] for result in shown.pilot} for shown in (self, other))
+        shared = own.keys() & others.keys()
+        return bool(shared) and all(own[seed] == others[seed] for seed in shared)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -184,11 +190,11 @@ def summary(folder: Path) -> str:
 
 
 def verdict(metric: Metric | None, shown: Shown | None, rival: Shown | None, seeds: int) -> str:
-    """Whether a Copilot is ahead of a Pilot that was trained as long, of the same run, in the seeds that both have.
+    """Whether a Copilot is ahead of its Pilot trained as long, in the seeds that both have.
 
     These are named where they are fewer than `seeds`.
     """
-    if metric is None or shown is None or rival is None or shown.pilot is not rival.pilot:
+    if metric is None or shown is None or rival is None or not shown.shares_pilot(rival):
         return ""
     compared = compare(metric, shown.arm, rival.arm)
     if compared is None:
