@@ -37,7 +37,9 @@ ROWS: list[tuple[str, Metric, Metric | None, list[tuple[str, str]]]] = [
     ("MAWPS", BRIER, EXACT, [("mawps", "medium")]),
     ("MAWPS", BRIER, EXACT, [("mawps", "long")]),
     (
-        *("MAWPS, tuned", BRIER, EXACT),
+        "MAWPS, tuned",
+        BRIER,
+        EXACT,
         [("tuned_mawps", "medium"), ("tuned_copilot_mawps", "combined"), ("tuned_copilot_mawps", "search")],
     ),
     ("GSM8K", BRIER, None, [("gsm8k", "short")]),
