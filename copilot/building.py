@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from copilot.adapters import has_adapters
 from copilot.config import ENCODER_DECODER, CopilotConfig
 from copilot.model import CopilotModel
 from copilot.tap import decoder_layers, text_config
@@ -20,6 +22,7 @@ CHOICES = inspect.signature(CopilotConfig).parameters.keys() - {
     "pilot_hidden_size",
     "base_model_name_or_path",
     "pilot_dtype",
+    "pilot_checksum",
     "kwargs",
 }
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -107,6 +110,26 @@ def copilot_decoder_config(source: PretrainedConfig, layers: int) -> dict[str, A
     for name in ("dtype", "layer_types", "quantization_config", "no_rope_layers", "_name_or_path", "architectures"):
         fields.pop(name, None)
     return fields | {"num_hidden_layers": layers, "num_layers": layers, "num_decoder_layers": layers}
+
+
+def checksum_of(pilot: PreTrainedModel) -> str | None:
+    """What tells Pilots of one name and type apart, such as a model and what was made of it by merging adapters.
+
+    Returns:
+        A hash of up to 64 numbers of each weight; None of a Pilot with adapters, or of weights that are no floats or on
+        the meta device.
+    """
+    weights = list(pilot.parameters())
+    if has_adapters(pilot) or any(weight.is_meta or weight.dtype not in FLOATS for weight in weights):
+        return None
+    some = [weight.detach().reshape(-1)[:: max(1, weight.numel() // 64)][:64].float() for weight in weights]
+    return hashlib.sha256(torch.cat(some).cpu().numpy().tobytes()).hexdigest()
+
+
+def is_another(pilot: PreTrainedModel, config: CopilotConfig) -> bool:
+    """Whether a Pilot, of the type it had then, is not the one that a Copilot was saved beside."""
+    same_type = str(pilot.dtype) == f"torch.{config.pilot_dtype}"
+    return same_type and checksum_of(pilot) not in (None, config.pilot_checksum)
 
 
 def check_attachable(pilot: PreTrainedModel, config: CopilotConfig) -> None:

@@ -37,7 +37,7 @@ class UnsupportedArchitectureError(ValueError):
 class CopilotConfig(PretrainedConfig):
     """Everything that defines a Copilot; also the configuration of the pair it belongs to.
 
-    Defaults are in brackets; the first five have none, and follow from the Pilot.
+    Defaults are in brackets; the first six have none, and follow from the Pilot.
 
     Args:
         decoder: configuration of the Copilot's decoder layers: the Pilot family's own class, or its dictionary.
@@ -45,6 +45,7 @@ class CopilotConfig(PretrainedConfig):
         pilot_hidden_size: d, the width of X~ and h.
         base_model_name_or_path: the Pilot this Copilot was trained beside.
         pilot_dtype: the type that Pilot had when the Copilot was saved, by its name in torch.
+        pilot_checksum: of its weights then; see `copilot.building.checksum_of`.
         candidates (32): k; the correction is restricted to the Pilot's k most likely tokens. None is the paper's full
             vocabulary.
         rectifier ("simplex"): f, the predicted mistake: "simplex": softmax(z + delta) - p^; "linear" (the paper's
@@ -86,6 +87,7 @@ class CopilotConfig(PretrainedConfig):
         pilot_hidden_size: int = 0,
         base_model_name_or_path: str | None = None,
         pilot_dtype: str | None = None,
+        pilot_checksum: str | None = None,
         candidates: int | None = 32,
         rectifier: str = "simplex",
         fusion: str = "probability",
@@ -120,6 +122,7 @@ class CopilotConfig(PretrainedConfig):
         self.pilot_hidden_size = pilot_hidden_size
         self.base_model_name_or_path = base_model_name_or_path
         self.pilot_dtype = pilot_dtype
+        self.pilot_checksum = pilot_checksum
         self.candidates = min(candidates, vocab_size) if candidates and vocab_size else candidates
         self.rectifier = rectifier
         self.fusion = fusion

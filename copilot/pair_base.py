@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, logging
 
 from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapters, restore_adapter
-from copilot.building import build_copilot, check_attachable
+from copilot.building import build_copilot, check_attachable, checksum_of, is_another
 from copilot.cache import CopilotCache
 from copilot.config import CopilotConfig
 from copilot.generation import RectifiedGeneration
@@ -165,6 +165,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         check_pilot_survives(Path(save_directory), self.pilot, save_pilot and has_adapters(self.pilot))
         folder = Path(save_directory) / "pilot"
         self.config.pilot_dtype = str(self.pilot.dtype).removeprefix("torch.")
+        self.config.pilot_checksum = checksum_of(self.pilot)
         if save_pilot:
             of_pilot = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
             self.pilot.save_pretrained(folder, **of_pilot, **options("pilot"))
@@ -233,8 +234,9 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
             raise ValueError(f"path must hold complete weights; {path} lacks {len(wrong)}, the first is {wrong[0]}")
         saved = Path(path, subfolder, "pilot")
+        named = pilot is None and not saved.is_dir()
         if pilot is None:
-            pilot = str(saved) if saved.is_dir() else copilot.config.base_model_name_or_path
+            pilot = copilot.config.base_model_name_or_path if named else str(saved)
         if pilot is None:
             raise ValueError(f"pilot must be given: {path} neither holds a Pilot nor names one")
         try:
@@ -242,6 +244,11 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             attached = cls._resolve_pilot(pilot, dtype=dtype, device_map=device_map, **hub)
         except SafetensorError as error:
             raise ValueError(f"pilot must have complete weights; {pilot}: {error}") from error
+        if named and is_another(attached, copilot.config):
+            logger.warning(
+                f"The Pilot found as {pilot} has other weights than the one that this Copilot was saved beside, which "
+                "was fine-tuned, or had adapters: pass that one as pilot, or save it with save_pilot=True."
+            )
         if attached is not pilot and Path(path, subfolder, GENERATION_CONFIG_NAME).is_file():
             attached.generation_config = GenerationConfig.from_pretrained(Path(path, subfolder))
         return cls(attached, copilot.to(attached.device))

@@ -99,8 +99,8 @@ def test_a_model_that_also_takes_images_is_the_same_error():
 
 
 def test_the_design_that_a_resumed_run_must_keep_is_every_choice_but_these():
-    others = {"decoder", "vocab_size", "pilot_hidden_size", "base_model_name_or_path", "pilot_dtype", "lora"}
-    others |= {"strength", "self", "kwargs"}
+    others = {"decoder", "vocab_size", "pilot_hidden_size", "base_model_name_or_path", "lora"}
+    others |= {"pilot_dtype", "pilot_checksum", "strength", "self", "kwargs"}
     assert set(DESIGN) == set(inspect.signature(CopilotConfig.__init__).parameters) - others
 
 

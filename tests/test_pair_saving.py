@@ -470,6 +470,28 @@ def test_a_pilot_that_may_have_been_trained_and_is_left_out_is_told(tmp_path, ca
     assert ("not saved with its Copilot" in caplog.text) == (state != "frozen")
 
 
+@pytest.mark.parametrize("change", ["nothing", "type", "merged adapters", "adapters", "one weight"])
+def test_a_pilot_that_its_name_does_not_lead_to_is_told(tmp_path, caplog, monkeypatch, change):
+    tiny_pilot().save_pretrained(tmp_path / "base")
+    pilot = type(tiny_pilot()).from_pretrained(tmp_path / "base", dtype=torch.float32)
+    if change == "merged adapters":
+        lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        pilot = get_peft_model(pilot, lora).merge_and_unload()
+    if change == "one weight":
+        with torch.no_grad():
+            pilot.model.norm.weight[0] += 1e-3
+    pair = PilotCopilotForCausalLM.from_pilot(pilot.requires_grad_(False), layers=2)
+    if change == "adapters":
+        pair.pilot.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    pair.save_pretrained(tmp_path / "out")
+    monkeypatch.setattr(pair_base.logger, "propagate", True)
+    caplog.clear()
+    PilotCopilotForCausalLM.from_pretrained(tmp_path / "out", pilot=str(tmp_path / "base"))
+    PilotCopilotForCausalLM.from_pretrained(tmp_path / "out", pilot_dtype=torch.bfloat16 if change == "type" else None)
+    told = caplog.text.count("base has other weights than the one that this Copilot was saved beside")
+    assert told == (change not in ("nothing", "type"))
+
+
 def test_a_pilot_of_an_earlier_save_is_told(tmp_path, caplog, monkeypatch):
     pair = random_pair()
     monkeypatch.setattr(pair_base.logger, "propagate", True)
