@@ -144,25 +144,33 @@ inline Floats corrected(const Rectify& job, Floats z, Floats delta) {
   }
 }
 
-// log(1 - weight + weight exp(difference)) for difference <= 0; exactly 0 at 0. What is below e^-87, or NaN (of equal
-// infinities), counts as that.
-inline Floats log_mean(Floats difference, Floats weight, Floats one_minus_weight) {
+// 1 - weight + weight exp(difference), and what its rounding has lost where it is near 1.
+struct Mean {
+  Floats value;
+  Floats lost;
+};
+
+// For difference <= 0; exactly 1 at 0. What is below e^-87, or NaN (of equal infinities), counts as that.
+inline Mean mean_of(Floats difference, Floats weight, Floats one_minus_weight) {
   const Exponential e = exponential_of(maximum(difference, broadcast(-87.0f)));
   const Floats scaled = e.scale * e.expm1;  // exp(difference) - scale
   const Floats mean = one_minus_weight + weight * (scaled + e.scale);
   const Floats exact = weight * (scaled + (e.scale - 1.0f));  // mean - 1, where that is near 0
-  const Floats lost = difference > -1.0f ? exact - (mean - 1.0f) : Floats{};
-  const Logarithm parts = logarithm_of(mean);
-  return log_from(parts.n, parts.m + lost * parts.inverse_scale);
+  return {mean, difference > -1.0f ? exact - (mean - 1.0f) : Floats{}};
 }
 
-// log p~ of the simplex mixture relative to the larger of p and q, from log q - log p.
-inline Floats mix(const Rectify& job, Floats difference) {
+inline Floats log_of(const Mean& mean) {
+  const Logarithm parts = logarithm_of(mean.value);
+  return log_from(parts.n, parts.m + mean.lost * parts.inverse_scale);
+}
+
+// p~ of the simplex mixture relative to the larger of p and q, from log q - log p.
+inline Mean mix(const Rectify& job, Floats difference) {
   const Floats of_q = broadcast(static_cast<float>(job.strength));
   const Floats of_p = broadcast(static_cast<float>(1.0 - job.strength));
   const Ints q_is_larger = difference > 0.0f;
   const Floats negative = bits<Floats>(bits<Words>(difference) | 0x80000000u);  // -|difference|
-  return log_mean(negative, q_is_larger ? of_p : of_q, q_is_larger ? of_q : of_p);
+  return mean_of(negative, q_is_larger ? of_p : of_q, q_is_larger ? of_q : of_p);
 }
 
 // p^ + lambda delta of the linear rectifier, clamped.
@@ -193,7 +201,7 @@ inline void solve_simplex(const Rectify& job, Solution& row) {
   if (std::isnan(difference)) row.pilot.log_sum = difference;  // so that every entry is
   const LogSum& larger = difference > 0.0f ? row.corrected : row.pilot;
   row.max = larger.max;
-  row.shift = larger.log_sum - mix(job, broadcast(difference))[0];
+  row.shift = larger.log_sum - log_of(mix(job, broadcast(difference)))[0];
 }
 
 inline float total_moved(const Rectify& job, int64_t row, const RowPartials& partials, const LogSum& pilot) {
@@ -235,11 +243,21 @@ inline Floats rectified_linear(const Rectify& job, const Solution& row, Floats z
   return delta == 0.0f ? unchanged : log(moved(job, row.pilot, z, delta)) - row.log_total;
 }
 
-inline Floats rectified_simplex(const Rectify& job, const Solution& row, Floats z, Floats delta) {
+// The simplex p~, as its logarithm takes it.
+struct Mixture {
+  Floats log_larger;  // of p and q
+  Mean mean;
+};
+
+inline Mixture mixture(const Rectify& job, const Solution& row, Floats z, Floats delta) {
   const Floats log_p = z - row.pilot.max - row.pilot.log_sum;
   const Floats log_q = z + delta - row.corrected.max - row.corrected.log_sum;
-  const Floats difference = log_q - log_p;
-  return maximum(log_q, log_p) + mix(job, difference);
+  return {maximum(log_q, log_p), mix(job, log_q - log_p)};
+}
+
+inline Floats rectified_simplex(const Rectify& job, const Solution& row, Floats z, Floats delta) {
+  const Mixture p = mixture(job, row, z, delta);
+  return p.log_larger + log_of(p.mean);
 }
 
 // f(what makes log p~ of z and delta).
@@ -252,6 +270,28 @@ inline void with_rectified(const Rectify& job, const Solution& row, F&& f) {
       return f([&](Floats z, Floats delta) { return rectified_linear(job, row, z, delta); });
     default:
       return f([&](Floats z, Floats delta) { return rectified_simplex(job, row, z, delta); });
+  }
+}
+
+// f(i, log p~ of kLanes tokens from i on) for a chunk. The simplex p~ takes two loops: of one as long as both a
+// processor has too few vectors in work at a time.
+template <class F>
+inline void rectified_chunk(const Rectify& job, const Solution& row, const float* z, const float* delta, F&& f) {
+  if (job.rectifier != Rectifier::kSimplex) {
+    with_rectified(job, row, [&](auto&& rectified) {
+      for (int64_t i = 0; i < kChunk; i += kLanes) f(i, rectified(load(z + i), load(delta + i)));
+    });
+    return;
+  }
+  alignas(64) float log_larger[kChunk], mean[kChunk], lost[kChunk];
+  for (int64_t i = 0; i < kChunk; i += kLanes) {
+    const Mixture p = mixture(job, row, load(z + i), load(delta + i));
+    store(log_larger + i, p.log_larger);
+    store(mean + i, p.mean.value);
+    store(lost + i, p.mean.lost);
+  }
+  for (int64_t i = 0; i < kChunk; i += kLanes) {
+    f(i, load(log_larger + i) + log_of({load(mean + i), load(lost + i)}));
   }
 }
 
@@ -344,9 +384,7 @@ inline void write_row(const Rectify& given, int64_t row, int64_t first, int64_t 
     const auto write = [&](auto&& put) {
       if (job.delta.data != nullptr) {
         const float* delta = delta_of(job, row, chunk, delta_buffer);
-        with_rectified(job, solution, [&](auto&& rectified) {
-          for (int64_t i = 0; i < kChunk; i += kLanes) put(to + i, rectified(load(z + i), load(delta + i)));
-        });
+        rectified_chunk(job, solution, z, delta, [&](int64_t i, Floats value) { put(to + i, value); });
       } else {
         for (int64_t i = 0; i < kChunk; i += kLanes) put(to + i, load(z + i) - solution.max - solution.shift);
       }
