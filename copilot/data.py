@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 DECODER_ONLY_COLUMNS = "{input_ids, labels}, {prompt, completion}, {messages} or {text}"
 ENCODER_DECODER_COLUMNS = "{input_ids, labels} or {prompt, completion}"
+CONVERSATION_COLUMNS = ("messages", "prompt", "completion", "tools", "chat_template_kwargs")
 
 
 def prepare_dataset(
@@ -53,7 +54,8 @@ def prepare_dataset(
     A row that loses its beginning keeps a beginning-of-sequence token in front of the rest.
 
     The chat template also reads a row's `tools`, JSON schemas as a list or as a string, and what its
-    `chat_template_kwargs` name. It sees rows of a list as they are given.
+    `chat_template_kwargs` name. It sees rows of a list as they are given. In a `datasets.Dataset` a key that is None
+    counts as absent, as in TRL (but for a message's content): Arrow gives each dictionary the keys of all others.
 
     An encoder-decoder model accepts `{prompt, completion}` and `{input_ids, labels}`; input and target are truncated
     at their ends, each to `max_length`.
@@ -93,7 +95,7 @@ def prepare_dataset(
     fresh = {"load_from_cache_file": False}
     what = "Preparing dataset"
     if isinstance(rows, Dataset):
-        named = partial(_encode_row, encode=encode)
+        named = partial(_encode_arrow_row, encode=encode)
         encoded = rows.map(named, with_indices=True, remove_columns=rows.column_names, desc=what, **fresh)
     else:  # not made a Dataset before: Arrow would change what the chat template sees
         numbered = enumerate(tqdm(rows, desc=what, unit=" examples"))
@@ -204,6 +206,20 @@ def _encode_row(
         return encode(row)
     except ValueError as error:  # the row itself too: a dataset that was shuffled has other numbers than its file
         raise ValueError(f"row {number}, {reprlib.repr(dict(row))}: {error}") from error
+
+
+def _encode_arrow_row(
+    row: Mapping[str, Any], number: int, encode: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    given = {name: _without_none(row[name], kept="content") for name in CONVERSATION_COLUMNS if name in row}
+    return _encode_row({**row, **given}, number, encode)
+
+
+def _without_none(value: Any, kept: str | None = None) -> Any:
+    """The value without the keys that are None, at any depth; the outermost dictionaries keep one of these names."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None or key == kept}
+    return [_without_none(item, kept) for item in value] if isinstance(value, list) else value
 
 
 def _encode_prompt_and_completion(

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from copilot.data import prepare_dataset
 
@@ -79,20 +79,35 @@ def test_what_the_assistant_called_is_supervised(calling):
     assert by_messages[:] == prepare_dataset(PROMPTS, calling)[:]
 
 
+@pytest.mark.parametrize("raw", [ROWS, PROMPTS], ids=["messages", "prompts"])
+def test_keys_that_arrow_fills_in_are_left_out(calling, raw):
+    assert texts(prepare_dataset(Dataset.from_list(raw), calling), calling) == EXPECTED
+
+
+def test_a_file_of_tool_calls_and_its_rows_are_the_same(calling, tmp_path):
+    raw = copy.deepcopy(ROWS)
+    del raw[0]["messages"][1]["content"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, raw)), encoding="utf-8")
+    loaded = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path))
+    assert texts(prepare_dataset(loaded, calling), calling) == EXPECTED
+
+
 def test_an_argument_that_is_null_in_a_list_stays(calling):
     raw = [{"messages": [user("w1"), call("w10", w11=None)]}]
     assert texts(prepare_dataset(raw, calling), calling) == ["<bos> <user> w1 <end> <assistant> w10 w11 w99 w98 <end>"]
 
 
-def test_tools_may_be_json(calling):
+@pytest.mark.parametrize("make", [list, Dataset.from_list])
+def test_tools_may_be_json(calling, make):
     raw = [row | {"tools": json.dumps(row["tools"])} for row in ROWS]
-    assert texts(prepare_dataset(raw, calling), calling) == EXPECTED
+    assert texts(prepare_dataset(make(raw), calling), calling) == EXPECTED
 
 
-def test_rows_without_tools_need_none(calling):
+@pytest.mark.parametrize("make", [list, Dataset.from_list])
+def test_rows_without_tools_need_none(calling, make):
     raw = [{"messages": row["messages"]} for row in ROWS]
     without = [text.replace(" w10 w11 <user>", " <user>").replace(" w20 w21 <user>", " <user>") for text in EXPECTED]
-    assert texts(prepare_dataset(raw, calling), calling) == without
+    assert texts(prepare_dataset(make(raw), calling), calling) == without
 
 
 def test_tools_of_a_later_row_of_a_list_count(calling):
