@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from datasets.utils import tqdm
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 DECODER_ONLY_COLUMNS = "{input_ids, labels}, {prompt, completion}, {messages} or {text}"
 ENCODER_DECODER_COLUMNS = "{input_ids, labels} or {prompt, completion}"
+CONVERSATION_COLUMNS = ("messages", "prompt", "completion", "tools", "chat_template_kwargs")
 
 
 def prepare_dataset(
@@ -33,7 +36,7 @@ def prepare_dataset(
 ) -> Dataset:
     """Tokenise a dataset for the pair.
 
-    The columns say what a row is; other columns are dropped:
+    The columns say what a row is; others are dropped, but for `tools` and `chat_template_kwargs` of conversations:
 
     - `{prompt, completion}`, two strings. They are tokenised apart, as they are at inference, and the completion gets
       an end-of-sequence token. Supervised: the completion (`completion_only_loss=False`: the prompt too). A row longer
@@ -50,6 +53,10 @@ def prepare_dataset(
 
     A row that loses its beginning keeps a beginning-of-sequence token in front of the rest.
 
+    The chat template also reads a row's `tools`, JSON schemas as a list or as a string, and what its
+    `chat_template_kwargs` name. It sees rows of a list as they are given. In a `datasets.Dataset` a key that is None
+    counts as absent, as in TRL (but for a message's content): Arrow gives each dictionary the keys of all others.
+
     An encoder-decoder model accepts `{prompt, completion}` and `{input_ids, labels}`; input and target are truncated
     at their ends, each to `max_length`.
 
@@ -57,7 +64,7 @@ def prepare_dataset(
     too long.
 
     Args:
-        dataset: a `datasets.Dataset` or an iterable of rows (dictionaries with equal keys).
+        dataset: a `datasets.Dataset` or an iterable of rows (dictionaries with the columns of the first).
         processing_class: the tokenizer; `None` is fine for a tokenised dataset, whose rows are then cut at their first
             token, whatever it is.
         max_length: tokens a row may have, at least 2.
@@ -69,29 +76,30 @@ def prepare_dataset(
 
     Raises:
         ValueError: an empty dataset, unknown columns, a missing tokenizer, chat template or end-of-sequence token,
-            messages without role or content, a chat template that refuses a conversation or does not render it turn by
-            turn, or no supervised token in any row.
+            messages without role or without content and tool calls, tools that are not JSON, a chat template that
+            refuses a conversation or does not render it turn by turn, or no supervised token in any row.
         TypeError: neither a dataset nor rows, such as a `DatasetDict` of several splits.
     """
     if max_length < 2:
         raise ValueError(f"max_length is {max_length}, expected at least 2")
-    rows = _as_dataset(dataset)
+    rows = _as_rows(dataset)
     if len(rows) == 0:
         raise ValueError(f"dataset is empty, expected rows with the columns {DECODER_ONLY_COLUMNS}")
-    if assistant_only_loss and "messages" not in rows.column_names:
-        raise ValueError(f"assistant_only_loss needs the column messages, the dataset has {sorted(rows.column_names)}")
+    columns = set(rows.column_names if isinstance(rows, Dataset) else rows[0])
+    if assistant_only_loss and "messages" not in columns:
+        raise ValueError(f"assistant_only_loss needs the column messages, the dataset has {sorted(columns)}")
     encode = _choose_encoder(
-        set(rows.column_names),
-        processing_class,
-        max_length,
-        is_encoder_decoder,
-        completion_only_loss,
-        assistant_only_loss,
+        columns, processing_class, max_length, is_encoder_decoder, completion_only_loss, assistant_only_loss
     )
     # Not from the cache, which does not see that this file, or a tokenizer's, has changed.
     fresh = {"load_from_cache_file": False}
-    named = partial(_encode_row, encode=encode)
-    encoded = rows.map(named, with_indices=True, remove_columns=rows.column_names, desc="Preparing dataset", **fresh)
+    what = "Preparing dataset"
+    if isinstance(rows, Dataset):
+        named = partial(_encode_arrow_row, encode=encode)
+        encoded = rows.map(named, with_indices=True, remove_columns=rows.column_names, desc=what, **fresh)
+    else:  # not made a Dataset before: Arrow would change what the chat template sees
+        numbered = enumerate(tqdm(rows, desc=what, unit=" examples"))
+        encoded = Dataset.from_list([_encode_row(row, number, encode) for number, row in numbered])
     if cut := sum(encoded["cut"]):
         logger.warning("Cut %d of %d rows to max_length, %d tokens.", cut, len(encoded), max_length)
     supervised = encoded.remove_columns("cut").filter(_is_supervised, desc="Dropping unsupervised rows", **fresh)
@@ -135,7 +143,7 @@ class DataCollator:
         }
 
 
-def _as_dataset(rows: Dataset | Iterable[Mapping[str, Any]]) -> Dataset:
+def _as_rows(rows: Dataset | Iterable[Mapping[str, Any]]) -> Dataset | list[dict[str, Any]]:
     if isinstance(rows, Dataset):
         return rows.with_format(None)
     if isinstance(rows, IterableDataset):
@@ -146,8 +154,19 @@ def _as_dataset(rows: Dataset | Iterable[Mapping[str, Any]]) -> Dataset:
     elif isinstance(rows, Iterable):
         rows = list(rows)
         if all(isinstance(row, Mapping) for row in rows):
-            return Dataset.from_list([dict(row) for row in rows])
+            columns = dict.fromkeys(rows[0]) if rows else {}
+            return [columns | _as_lists(row) for row in rows]
     raise TypeError(f"dataset must be a datasets.Dataset or rows, each a dictionary; got a {given}")
+
+
+def _as_lists(value: Any) -> Any:
+    """The value with lists in place of arrays, tensors and tuples, at any depth."""
+    if isinstance(value, str | int):
+        return value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping):
+        return {key: _as_lists(item) for key, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _choose_encoder(
@@ -189,6 +208,20 @@ def _encode_row(
         raise ValueError(f"row {number}, {reprlib.repr(dict(row))}: {error}") from error
 
 
+def _encode_arrow_row(
+    row: Mapping[str, Any], number: int, encode: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    given = {name: _without_none(row[name], kept="content") for name in CONVERSATION_COLUMNS if name in row}
+    return _encode_row({**row, **given}, number, encode)
+
+
+def _without_none(value: Any, kept: str | None = None) -> Any:
+    """The value without the keys that are None, at any depth; the outermost dictionaries keep one of these names."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None or key == kept}
+    return [_without_none(item, kept) for item in value] if isinstance(value, list) else value
+
+
 def _encode_prompt_and_completion(
     row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only_loss: bool
 ) -> dict[str, Any]:
@@ -208,8 +241,9 @@ def _question_and_answer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerB
     if tokenizer.chat_template is None:
         raise ValueError("processing_class has no chat_template, which messages in the column prompt need")
     question, answer = _messages(row, "prompt"), _messages(row, "completion")
-    asked = _render(question, tokenizer, add_generation_prompt=True)
-    whole = _render(question + answer, tokenizer)
+    render = _renderer(row, tokenizer)
+    asked = render(question, add_generation_prompt=True)
+    whole = render(question + answer)
     if not whole.startswith(asked):
         raise ValueError(
             "the chat_template of processing_class does not begin an answer as it prompts for one, so that the "
@@ -243,7 +277,7 @@ def _encode_messages(
 ) -> dict[str, Any]:
     input_ids: list[int] = []
     labels: list[int] = []
-    for text, from_assistant in _turns(_messages(row, "messages"), tokenizer):
+    for text, from_assistant in _turns(_messages(row, "messages"), _renderer(row, tokenizer)):
         # Turns are tokenised apart, where generation starts and ends: no token straddles a border.
         tokens = tokenizer(text, add_special_tokens=False).input_ids  # the template wrote the special tokens
         input_ids += tokens
@@ -251,15 +285,15 @@ def _encode_messages(
     return _without_beginning(input_ids, labels, tokenizer, max_length)
 
 
-def _turns(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+def _turns(messages: list[dict[str, Any]], render: Callable[..., str]) -> list[tuple[str, bool]]:
     """Cut the rendered conversation where the assistant starts and stops: [(text, from_assistant), ...]."""
     turns: list[tuple[str, bool]] = []
     done = ""
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        asked = _render(messages[:index], tokenizer, add_generation_prompt=True) if index else ""
-        for text, from_assistant in ((asked, False), (_render(messages[: index + 1], tokenizer), True)):
+        asked = render(messages[:index], add_generation_prompt=True) if index else ""
+        for text, from_assistant in ((asked, False), (render(messages[: index + 1]), True)):
             if not text.startswith(done):
                 raise ValueError(
                     f"the chat_template of processing_class changes earlier turns when message {index} is added, so "
@@ -267,16 +301,31 @@ def _turns(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -
                 )
             turns.append((text[len(done) :], from_assistant))
             done = text
-    return [*turns, (_render(messages, tokenizer)[len(done) :], False)]
+    return [*turns, (render(messages)[len(done) :], False)]
+
+
+def _renderer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
+    """`_render` with what the row has for the chat template besides messages."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the column tools holds {tools!r}, expected JSON: {error}") from error
+    return partial(_render, tokenizer=tokenizer, options={"tools": tools, **(row.get("chat_template_kwargs") or {})})
 
 
 def _render(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False
+    messages: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+    add_generation_prompt: bool = False,
 ) -> str:
     """The messages as the chat template writes them."""
+    given = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateError as error:
+        return str(tokenizer.apply_chat_template(messages, **given, **options))
+    except (TemplateError, TypeError) as error:  # TypeError: parts of a content, say, where the template adds strings
         raise ValueError(f"the chat_template of processing_class refuses {messages!r}: {error}") from error
 
 
@@ -321,8 +370,9 @@ def _messages(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise ValueError(f"the column {column} holds {messages!r}, expected lists of {{role, content}}")
     for message in messages:
-        if not isinstance(message.get("role"), str) or "content" not in message:
-            raise ValueError(f"the column {column} holds the message {message!r}, expected {{role, content}}")
+        if not isinstance(message.get("role"), str) or not {"content", "tool_calls"} & message.keys():
+            expected = "{role, content} or {role, tool_calls}"
+            raise ValueError(f"the column {column} holds the message {message!r}, expected {expected}")
     return messages
 
 
