@@ -28,7 +28,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
-from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapters
+from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapters, inject_adapter
 from copilot.checkpoints import read_weights, write_weights
 from copilot.config import DESIGN, CopilotConfig
 from copilot.data import DataCollator, prepare_dataset
@@ -139,7 +139,7 @@ class CopilotTrainer(Trainer):
             raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")
         if peft_config is not None:
             torch.manual_seed(args.seed)  # the same adapters in every process and every run
-            model.pilot.add_adapter(peft_config)
+            inject_adapter(model.pilot, peft_config)
         if has_adapters(model.pilot):
             cast_adapter_dtype(model.pilot, model.pilot.active_adapters()[0])  # half precision loses small steps
         if any(parameter.requires_grad for parameter in model.pilot.parameters()):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from builders import TEXT_ROWS
 from huggingface_hub import ModelCard
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
@@ -660,6 +660,29 @@ def test_a_refused_training_leaves_the_pilot_without_adapters(make_pair, make_tr
     pair = make_pair()
     with pytest.raises(ValueError, match="eval"):
         make_trainer(pair, peft_config=PILOT_LORA, eval_strategy="steps")
+    make_trainer(pair, peft_config=PILOT_LORA)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        LoraConfig(target_modules=["no_such_module"]),
+        LoraConfig(target_modules=["q_proj", "input_layernorm"]),  # seen when a layer has been wrapped
+        LoraConfig(target_modules=["q_proj"], bias="no_such_bias"),  # seen when all weights have been frozen
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    ],
+)
+def test_adapters_that_peft_refuses_leave_the_pilot_as_it_was(make_pair, make_trainer, refused):
+    pair = make_pair()
+    before = copied(pair.pilot)
+    with pytest.raises((ValueError, NotImplementedError)):
+        make_trainer(pair, peft_config=refused)
+    assert_same(before, copied(pair.pilot))
+    assert all(parameter.requires_grad for parameter in pair.pilot.parameters())
+    trainer = make_trainer(pair, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    assert_same(copied(pair), copied(PilotCopilotForCausalLM.from_pretrained(trainer.args.output_dir)))
     make_trainer(pair, peft_config=PILOT_LORA)
 
 
