@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,8 +27,7 @@ from transformers.trainer_utils import (
 from transformers.utils import logging
 
 from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapters, inject_adapter
-from copilot.checkpoints import read_weights, write_weights
-from copilot.config import DESIGN, CopilotConfig
+from copilot.checkpoints import check_resumable, read_weights, write_weights
 from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import parameter_groups
 from copilot.loss import IGNORE_INDEX
@@ -358,37 +355,13 @@ class CopilotTrainer(Trainer):
         """Restore weights and Mistake Log. Everything is read and checked before anything is changed."""
         checkpoint = Path(resume_from_checkpoint)
         try:
-            self._check_resumable(checkpoint)
+            groups = [len(group["params"]) for group in self._parameter_groups()]
+            check_resumable(checkpoint, self.model.config, groups, self.args.process_index, self.args.world_size)
             weights = read_weights(self.model, checkpoint)
             self.mistake_log.load(self._log_path(checkpoint))  # changes nothing when it fails
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"checkpoint {checkpoint} cannot be resumed: {error}") from error
         write_weights(self.model, *weights)
-
-    def _check_resumable(self, checkpoint: Path) -> None:
-        """Raise ValueError where Trainer would fail, or go on differently, after the weights have been changed."""
-        several, rank = self.args.world_size > 1, self.args.process_index
-        archives = ["optimizer.pt", "scheduler.pt", f"rng_state_{rank}.pth" if several else "rng_state.pth"]
-        missing = [name for name in ["trainer_state.json", *archives] if not (checkpoint / name).is_file()]
-        if missing:
-            raise ValueError(f"no {', '.join(missing)}")
-        saved_config = CopilotConfig.from_pretrained(checkpoint)
-        for name in DESIGN:
-            saved_choice, choice = (getattr(config, name) for config in (saved_config, self.model.config))
-            if saved_choice != choice:
-                raise ValueError(f"its Copilot has {name}={saved_choice!r}, this run's has {choice!r}")
-        logs = len(list(checkpoint.glob("mistake_log_*.safetensors")))
-        if logs != self.args.world_size:
-            raise ValueError(f"it holds the Mistake Logs of {logs} processes, this run has {self.args.world_size}")
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        truncated = [name for name in archives if not zipfile.is_zipfile(checkpoint / name)]
-        if truncated:
-            raise ValueError(f"{', '.join(truncated)} is truncated")
-        saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", mmap=True, weights_only=True)
-        sizes = [len(group["params"]) for group in saved["param_groups"]]
-        expected = [len(group["params"]) for group in self._parameter_groups()]
-        if sizes != expected:
-            raise ValueError(f"its optimizer has groups of {sizes} parameters, this run's has {expected}")
 
     def _load_best_model(self) -> None:
         write_weights(self.model, *read_weights(self.model, Path(self.state.best_model_checkpoint)))
