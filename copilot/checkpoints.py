@@ -74,7 +74,8 @@ def read_weights(pair: PilotCopilotModel, directory: Path) -> tuple[dict[str, Te
 
 def read_model(model_class: type[PreTrainedModel], directory: Path) -> dict[str, Tensor]:
     """State of a saved model; its own class knows how it was written (shards, renamed and tied weights)."""
-    model, info = model_class.from_pretrained(directory, output_loading_info=True)
+    # The configuration's type would round what is wider, a float32 head of a bfloat16 Pilot; float32 rounds nothing.
+    model, info = model_class.from_pretrained(directory, output_loading_info=True, dtype=torch.float32)
     if info["missing_keys"]:
         raise ValueError(f"{directory} lacks the weights {sorted(info['missing_keys'])[:3]}")
     return model.state_dict()

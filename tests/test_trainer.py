@@ -434,6 +434,22 @@ def test_a_resumed_run_continues_bit_for_bit(make_pair, make_trainer, case):
     assert straight.mistake_log.rounds_seen == resumed.mistake_log.rounds_seen
 
 
+def test_a_resumed_run_rounds_no_weight_of_a_pilot_of_mixed_types(make_pair, make_trainer):
+    def pair_with_a_float32_head():
+        pair = make_pair()
+        pair.pilot.requires_grad_(False).bfloat16()
+        pair.pilot.lm_head.float().requires_grad_(True)
+        return pair
+
+    options = {"bf16": True, "save_strategy": "steps", "save_steps": 2}
+    straight, resumed = pair_with_a_float32_head(), pair_with_a_float32_head()
+    make_trainer(straight, **options).train()
+    trainer = make_trainer(resumed, **options)
+    trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
+    assert_same(copied(straight), copied(resumed))
+    assert {parameter.dtype for parameter in resumed.pilot.parameters()} == {torch.bfloat16, torch.float32}
+
+
 def test_the_saved_folder_is_the_pair_with_its_tokenizer_and_card(make_pair, make_trainer, tokenizer):
     pair = make_pair()
     trainer = make_trainer(pair)
