@@ -42,7 +42,7 @@ Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
 
 class CopilotCallback(TrainerCallback):
-    """What Trainer's loop does not know of: the Mistake Log's beginning, and the Copilot's steps between its own."""
+    """What Trainer's loop does not know of: where log and sums begin, and the Copilot's steps between its own."""
 
     def __init__(self, trainer: CopilotTrainer):
         self.trainer = trainer
@@ -50,6 +50,7 @@ class CopilotCallback(TrainerCallback):
     def on_train_begin(self, _args: Any, state: TrainerState, *_others: Any, **_options: Any) -> None:
         if state.global_step == 0:  # not resumed: what is there is of an earlier training, or of a try that failed
             self.trainer.mistake_log.clear()
+        self.trainer.train_sums.zero_()
 
     def on_optimizer_step(self, args: CopilotTrainingArguments, *_others: Any, **_options: Any) -> None:
         for _ in range(args.copilot_updates - 1):
@@ -151,7 +152,7 @@ class CopilotTrainer(Trainer):
         # A mean of squares is what adds up over batches; an RMSE is squared first.
         self._copilot_metric, self._power = {"rmse": ("rmse", 2)}.get(model.config.loss, ("copilot_loss", 1))
         # On the device. Since the last log line: Pilot's loss, Copilot's loss, steps.
-        self._train_sums = torch.zeros(3, device=args.device)
+        self.train_sums = torch.zeros(3, device=args.device)
         # Over an evaluation: Pilot's loss and Copilot's loss to that power, summed over tokens; tokens.
         self._eval_sums = torch.zeros(3, device=args.device)
 
@@ -240,7 +241,7 @@ class CopilotTrainer(Trainer):
                 pilot_loss = pilot_loss * self.accelerator.num_processes
             copilot_loss = copilot_loss / self.current_gradient_accumulation_steps
             step = pilot_loss.new_tensor(1 / self.current_gradient_accumulation_steps)
-            self._train_sums += torch.stack([pilot_loss, copilot_loss, step]).detach()
+            self.train_sums += torch.stack([pilot_loss, copilot_loss, step]).detach()
         elif own > 0:
             tokens = inputs["labels"].ne(IGNORE_INDEX).sum()
             sums = pilot_loss * num_items_in_batch, copilot_loss**self._power * tokens, tokens
@@ -289,8 +290,8 @@ class CopilotTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `ce`, `rmse` (means over the steps since the last line) and the Copilot's learning rate."""
         if "learning_rate" in logs:
-            cross_entropy, copilot_loss, steps = self.accelerator.reduce(self._train_sums, "sum").tolist()
-            self._train_sums.zero_()
+            cross_entropy, copilot_loss, steps = self.accelerator.reduce(self.train_sums, "sum").tolist()
+            self.train_sums.zero_()
             logs |= {
                 "ce": cross_entropy / steps,
                 self._copilot_metric: copilot_loss / steps,

@@ -292,6 +292,23 @@ def test_a_log_line_has_both_losses_and_both_learning_rates(make_trainer):
     assert lines[0]["ce"] == pytest.approx(math.log(128), rel=0.1)  # the mean over two steps, not their sum
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_first_log_line_of_a_training_is_of_that_training_alone(make_trainer, fails):
+    """The one before stopped between two lines."""
+    trainer = make_trainer(logging_strategy="steps", logging_steps=2, max_steps=3)
+    if fails:
+        stop = Stop()
+        trainer.add_callback(stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        trainer.remove_callback(stop)
+    else:
+        trainer.train()
+    trainer.train()
+    line = next(line for line in trainer.state.log_history if "loss" in line)
+    assert line["loss"] == pytest.approx(line["ce"] + line["rmse"], rel=1e-5)
+
+
 @pytest.mark.parametrize(("loss", "name_of_loss"), [("rmse", "rmse"), ("ce", "copilot_loss"), ("kl", "copilot_loss")])
 def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenizer, loss, name_of_loss):
     pair = make_pair(loss=loss)
