@@ -308,6 +308,8 @@ class CopilotTrainer(Trainer):
             if not self._training:
                 self._release()
         pilot_sum, copilot_sum, tokens = self.accelerator.reduce(self._eval_sums, "sum").tolist()
+        if tokens == 0:  # dataloader_drop_last left no batch: like Trainer, report no loss
+            return output
         cross_entropy, copilot_loss = pilot_sum / tokens, (copilot_sum / tokens) ** (1 / self._power)
         losses = {"loss": cross_entropy + copilot_loss, "ce": cross_entropy, self._copilot_metric: copilot_loss}
         output.metrics.update({f"{metric_key_prefix}_{name}": loss for name, loss in losses.items()})

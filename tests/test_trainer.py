@@ -332,6 +332,14 @@ def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenize
         assert metrics[f"eval_{name}_loss"] == pytest.approx(output.loss.item(), rel=1e-5)
 
 
+def test_an_evaluation_without_a_batch_reports_no_loss(make_trainer):
+    options = {"dataloader_drop_last": True, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    trainer = make_trainer(eval_rows=TEXT_ROWS[:5], per_device_eval_batch_size=8, **options)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert not trainer.evaluate().keys() & {"eval_loss", "eval_ce", "eval_rmse"}
+
+
 def test_rows_to_evaluate_may_be_given_raw_and_by_name(make_trainer, tokenizer):
     trainer = make_trainer(eval_rows=TEXT_ROWS[:5], max_steps=1)
     expected = trainer.evaluate()
