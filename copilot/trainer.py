@@ -228,7 +228,10 @@ class CopilotTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The sum of both losses, scaled so that accumulated and distributed gradients equal one large batch's."""
+        """The sum of both losses, scaled so that accumulated and distributed gradients equal one large batch's.
+
+        Logits among the outputs are log p~ at any strength.
+        """
         labels = inputs["labels"]
         own = len(labels) if model.training else self._rows_of_its_own(len(labels))
         if 0 < own < len(labels):
@@ -247,7 +250,11 @@ class CopilotTrainer(Trainer):
             sums = pilot_loss * num_items_in_batch, copilot_loss**self._power * tokens, tokens
             self._eval_sums += torch.stack(sums).detach()
         loss = pilot_loss + copilot_loss
-        return (loss, outputs) if return_outputs else loss
+        if not return_outputs:
+            return loss
+        if outputs.logits is not None and self.model.config.strength == 0:  # the Pilot's own, which are raw
+            outputs.logits = torch.log_softmax(outputs.logits.float(), dim=-1)
+        return loss, outputs
 
     def prediction_step(
         self,

@@ -377,6 +377,15 @@ def test_predictions_are_log_probabilities(make_pair, make_trainer, tokenizer, k
     assert found.predictions.shape == (*found.label_ids.shape, 128)
 
 
+def test_predictions_are_log_probabilities_of_the_pilot_alone_too(make_pair, make_trainer):
+    pair = make_pair()
+    trainer = make_trainer(pair)
+    with_a_fresh_copilot = trainer.predict(TEXT_ROWS[:5]).predictions  # which corrects nothing yet
+    pair.config.strength = 0.0
+    alone = trainer.predict(TEXT_ROWS[:5]).predictions
+    torch.testing.assert_close(torch.from_numpy(alone), torch.from_numpy(with_a_fresh_copilot))
+
+
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("wanted", [False, True])
 def test_logits_of_every_position_are_made_where_they_are_wanted(make_pair, make_trainer, kind, wanted):
