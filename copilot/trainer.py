@@ -145,9 +145,9 @@ class CopilotTrainer(Trainer):
         # The pair's forward takes num_items_in_batch: tokens of all micro-batches and processes of one step.
         self.model_accepts_loss_kwargs = True
         self._training = False
-        model.mistake_log = MistakeLog(
-            args.log_rounds * args.gradient_accumulation_steps, seed=args.seed, hidden_dtype=args.log_hidden_dtype
-        )
+        if train_dataset is not None or model.mistake_log is None:  # else it is another trainer's
+            rounds = args.log_rounds * args.gradient_accumulation_steps
+            model.mistake_log = MistakeLog(rounds, seed=args.seed, hidden_dtype=args.log_hidden_dtype)
         self.add_callback(CopilotCallback(self))
         # A mean of squares is what adds up over batches; an RMSE is squared first.
         self._copilot_metric, self._power = {"rmse": ("rmse", 2)}.get(model.config.loss, ("copilot_loss", 1))

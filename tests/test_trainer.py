@@ -430,6 +430,14 @@ def test_evaluation_leaves_no_trace_in_the_log(make_trainer):
     assert torch.equal(trainer.model.mistake_log.generator.get_state(), generator)
 
 
+def test_a_second_trainer_that_only_evaluates_leaves_the_log_of_the_first(make_pair, make_trainer):
+    pair = make_pair()
+    first = make_trainer(pair, max_steps=1)
+    first.train()
+    make_trainer(pair, rows=None, eval_rows=TEXT_ROWS[:5]).evaluate()
+    assert first.mistake_log.rounds_seen == 2
+
+
 # ---- Checkpoints ----
 
 
