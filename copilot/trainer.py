@@ -107,19 +107,18 @@ class CopilotTrainer(Trainer):
             completion_only_loss=args.completion_only_loss,
             assistant_only_loss=args.assistant_only_loss,
         )
-        with args.main_process_first(desc="preparing datasets"):
-            if train_dataset is not None:
-                train_dataset = self._prepare(train_dataset)
-                if not model.config.is_encoder_decoder and IGNORE_INDEX not in train_dataset[0]["labels"][1:]:
-                    logger.warning(
-                        "Every token of the first training row is supervised, so that the Copilot learns without the "
-                        "context X~ (what is not supervised) that it reads in generation: the prompt. Better are rows "
-                        "of prompt and completion, or assistant_only_loss=True for messages."
-                    )
-            if isinstance(eval_dataset, Mapping):
-                eval_dataset = {name: self._prepare(rows) for name, rows in eval_dataset.items()}
-            elif eval_dataset is not None:
-                eval_dataset = self._prepare(eval_dataset)
+        if train_dataset is not None:
+            train_dataset = self._prepare(train_dataset)
+            if not model.config.is_encoder_decoder and IGNORE_INDEX not in train_dataset[0]["labels"][1:]:
+                logger.warning(
+                    "Every token of the first training row is supervised, so that the Copilot learns without the "
+                    "context X~ (what is not supervised) that it reads in generation: the prompt. Better are rows "
+                    "of prompt and completion, or assistant_only_loss=True for messages."
+                )
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: self._prepare(rows) for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._prepare(eval_dataset)
         # Padding is masked everywhere, so any token will do where the tokenizer names none.
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
         super().__init__(
