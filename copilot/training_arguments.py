@@ -101,8 +101,9 @@ class CopilotTrainingArguments(TrainingArguments):
 def check_training(model: PilotCopilotModel, args: CopilotTrainingArguments, peft_config: PeftConfig | None) -> None:
     """Raise ValueError for a pair that cannot be trained so.
 
-    That is a model that is no pair, arguments of another class, several GPUs in one process, a Pilot that has several
-    active adapters or both adapters and a `peft_config`, or one that was loaded from where the pair would be saved.
+    That is a model that is no pair, arguments of another class, several GPUs in one process, adapters that were not
+    added by the Pilot's own `add_adapter`, a Pilot that has several active ones or both adapters and a `peft_config`,
+    or one that was loaded from where the pair would be saved.
     """
     if not isinstance(model, PilotCopilotModel):
         raise ValueError(f"model is a {type(model).__name__}, expected a pair (PilotCopilotForCausalLM.from_pilot)")
@@ -110,6 +111,10 @@ def check_training(model: PilotCopilotModel, args: CopilotTrainingArguments, pef
         raise ValueError(f"args is a {type(args).__name__}, expected CopilotTrainingArguments")
     if args.n_gpu > 1:
         raise ValueError(f"one process sees {args.n_gpu} GPUs, expected 1: use torchrun or CUDA_VISIBLE_DEVICES")
+    if has_adapters(model):
+        raise ValueError("the pair itself has adapters: make it anew, and give peft_config or call pilot.add_adapter")
+    if has_adapters(model.pilot) != model.pilot._hf_peft_config_loaded:  # get_peft_model's, or refused ones
+        raise ValueError("the Pilot's adapters cannot be saved: load it anew, and give peft_config or call add_adapter")
     adapters = model.pilot.active_adapters() if has_adapters(model.pilot) else []
     if peft_config is not None and adapters:
         raise ValueError(f"peft_config is given, but the Pilot has the adapters {adapters}")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from builders import TEXT_ROWS
 from huggingface_hub import ModelCard
-from peft import LoraConfig, PromptTuningConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
@@ -680,6 +680,24 @@ def test_a_second_adapter_is_refused(make_pair, make_trainer):
     pair.pilot.add_adapter(PILOT_LORA)
     with pytest.raises(ValueError, match="peft_config is given, but the Pilot has the adapters"):
         make_trainer(pair, peft_config=PILOT_LORA)
+
+
+def test_adapters_of_the_pair_are_refused(make_pair, make_trainer):
+    """They would be in the Copilot too, and what is saved could not be loaded."""
+    pair = make_pair()
+    pair.add_adapter(PILOT_LORA)
+    with pytest.raises(ValueError, match="the pair itself has adapters: make it anew"):
+        make_trainer(pair)
+
+
+def test_adapters_that_transformers_cannot_save_are_refused(make_pair, make_trainer):
+    wrapped, refused = make_pair(), make_pair()
+    get_peft_model(wrapped.pilot, PILOT_LORA)
+    with pytest.raises(ValueError, match="no_such_module"):
+        refused.pilot.add_adapter(LoraConfig(target_modules=["no_such_module"]))
+    for pair in (wrapped, refused):
+        with pytest.raises(ValueError, match="the Pilot's adapters cannot be saved: load it anew"):
+            make_trainer(pair)
 
 
 def test_sharding_that_accelerate_asks_for_is_refused(make_trainer, monkeypatch):
