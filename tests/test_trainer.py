@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArgume
 
 from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 from copilot import trainer as trainer_module
+from copilot import training_arguments as arguments_module
 from copilot.data import DataCollator, prepare_dataset
 from copilot.model_card import model_card
 from copilot.trainer import CopilotTrainer
@@ -874,6 +875,29 @@ def test_rows_without_a_context_are_told(make_trainer, caplog, monkeypatch, rows
     monkeypatch.setattr(trainer_module.logger, "propagate", True)
     make_trainer(rows=rows, **options)
     assert ("without the context X~" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    ("name", "peft_config", "warns"), [("", PILOT_LORA, True), ("a", PILOT_LORA, False), ("", None, False)]
+)
+def test_adapters_on_a_pilot_without_a_name_are_told(
+    make_pair, make_trainer, caplog, monkeypatch, name, peft_config, warns
+):
+    monkeypatch.setattr(arguments_module.logger, "propagate", True)
+    pair = make_pair()
+    pair.pilot.name_or_path = name
+    make_trainer(pair, peft_config=peft_config)
+    assert ("The Pilot was not loaded by name" in caplog.text) == warns
+
+
+def test_a_pair_is_attached_to_a_pilot_without_a_name_as_the_warning_says(make_pair, make_trainer, tiny_pilot):
+    pair = make_pair()
+    trainer = make_trainer(pair, peft_config=PILOT_LORA, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    base, folder = tiny_pilot("llama"), trainer.args.output_dir
+    base.load_adapter(f"{folder}/pilot")
+    assert_same(copied(pair), copied(PilotCopilotForCausalLM.from_pretrained(folder, pilot=base)))
 
 
 def test_arguments_of_another_class_are_refused(make_pair, tmp_path):
