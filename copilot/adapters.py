@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import set_peft_model_state_dict
-from peft.tuners.tuners_utils import cast_adapter_dtype
+from peft import PeftConfig, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.save_and_load import load_peft_weights
 from transformers import PreTrainedModel
 
@@ -14,6 +14,21 @@ from transformers import PreTrainedModel
 def has_adapters(pilot: PreTrainedModel) -> bool:
     """Whether a Pilot trains adapters, so that only these are saved."""
     return bool(getattr(pilot, "peft_config", None))
+
+
+def inject_adapter(pilot: PreTrainedModel, peft_config: PeftConfig) -> None:
+    """Add a trainable adapter to a Pilot that has none. Where peft refuses, the Pilot stays as it was."""
+    trainable = [(parameter, parameter.requires_grad) for parameter in pilot.parameters()]
+    try:
+        pilot.add_adapter(peft_config)
+    except Exception:  # by then some layers may be wrapped, all weights frozen, and the Pilot marked as having adapters
+        for name, module in list(pilot.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                pilot.set_submodule(name, module.get_base_layer())
+        for parameter, was_trainable in trainable:
+            parameter.requires_grad_(was_trainable)
+        pilot._hf_peft_config_loaded = False
+        raise
 
 
 def restore_adapter(pilot: PreTrainedModel, source: str, **hub: Any) -> None:

@@ -1,19 +1,54 @@
-"""The weights of a pair in a checkpoint of `CopilotTrainer`: read and checked as a whole, then put in place."""
+"""A checkpoint of `CopilotTrainer`: checked and read as a whole, then its weights put in place."""
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
+import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from copilot.adapters import has_adapters
+from copilot.config import DESIGN, CopilotConfig
 from copilot.model import CopilotModel
 from copilot.pair import PilotCopilotModel
 
 ADAPTER_PREFIX = "base_model.model."  # save_pretrained writes it before each name of an adapter
+
+
+def check_resumable(checkpoint: Path, config: CopilotConfig, groups: list[int], process: int, processes: int) -> None:
+    """Raise ValueError where Trainer would fail, or go on differently, after the weights have been changed.
+
+    Args:
+        checkpoint: its folder.
+        config: the Copilot's of the run that would be resumed.
+        groups: how many parameters each group of that run's optimizer has.
+        process, processes: the number of this one, and how many there are.
+    """
+    archives = ["optimizer.pt", "scheduler.pt", f"rng_state_{process}.pth" if processes > 1 else "rng_state.pth"]
+    missing = [name for name in ["trainer_state.json", *archives] if not (checkpoint / name).is_file()]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)}")
+    saved_config = CopilotConfig.from_pretrained(checkpoint)
+    for name in DESIGN:
+        saved_choice, choice = getattr(saved_config, name), getattr(config, name)
+        if saved_choice != choice:
+            raise ValueError(f"its Copilot has {name}={saved_choice!r}, this run's has {choice!r}")
+    logs = len(list(checkpoint.glob("mistake_log_*.safetensors")))
+    if logs != processes:
+        raise ValueError(f"it holds the Mistake Logs of {logs} processes, this run has {processes}")
+    json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    truncated = [name for name in archives if not zipfile.is_zipfile(checkpoint / name)]
+    if truncated:
+        raise ValueError(f"{', '.join(truncated)} is truncated")
+    saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", mmap=True, weights_only=True)
+    sizes = [len(group["params"]) for group in saved["param_groups"]]
+    if sizes != groups:
+        raise ValueError(f"its optimizer has groups of {sizes} parameters, this run's has {groups}")
 
 
 def read_weights(pair: PilotCopilotModel, directory: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -39,7 +74,8 @@ def read_weights(pair: PilotCopilotModel, directory: Path) -> tuple[dict[str, Te
 
 def read_model(model_class: type[PreTrainedModel], directory: Path) -> dict[str, Tensor]:
     """State of a saved model; its own class knows how it was written (shards, renamed and tied weights)."""
-    model, info = model_class.from_pretrained(directory, output_loading_info=True)
+    # The configuration's type would round what is wider, a float32 head of a bfloat16 Pilot; float32 rounds nothing.
+    model, info = model_class.from_pretrained(directory, output_loading_info=True, dtype=torch.float32)
     if info["missing_keys"]:
         raise ValueError(f"{directory} lacks the weights {sorted(info['missing_keys'])[:3]}")
     return model.state_dict()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,9 +26,8 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
-from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapters
-from copilot.checkpoints import read_weights, write_weights
-from copilot.config import DESIGN, CopilotConfig
+from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapters, inject_adapter
+from copilot.checkpoints import check_resumable, read_weights, write_weights
 from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import parameter_groups
 from copilot.loss import IGNORE_INDEX
@@ -45,7 +42,7 @@ Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
 
 class CopilotCallback(TrainerCallback):
-    """What Trainer's loop does not know of: the Mistake Log's beginning, and the Copilot's steps between its own."""
+    """What Trainer's loop does not know of: where log and sums begin, and the Copilot's steps between its own."""
 
     def __init__(self, trainer: CopilotTrainer):
         self.trainer = trainer
@@ -53,6 +50,7 @@ class CopilotCallback(TrainerCallback):
     def on_train_begin(self, _args: Any, state: TrainerState, *_others: Any, **_options: Any) -> None:
         if state.global_step == 0:  # not resumed: what is there is of an earlier training, or of a try that failed
             self.trainer.mistake_log.clear()
+        self.trainer.train_sums.zero_()
 
     def on_optimizer_step(self, args: CopilotTrainingArguments, *_others: Any, **_options: Any) -> None:
         for _ in range(args.copilot_updates - 1):
@@ -109,19 +107,18 @@ class CopilotTrainer(Trainer):
             completion_only_loss=args.completion_only_loss,
             assistant_only_loss=args.assistant_only_loss,
         )
-        with args.main_process_first(desc="preparing datasets"):
-            if train_dataset is not None:
-                train_dataset = self._prepare(train_dataset)
-                if not model.config.is_encoder_decoder and IGNORE_INDEX not in train_dataset[0]["labels"][1:]:
-                    logger.warning(
-                        "Every token of the first training row is supervised, so that the Copilot learns without the "
-                        "context X~ (what is not supervised) that it reads in generation: the prompt. Better are rows "
-                        "of prompt and completion, or assistant_only_loss=True for messages."
-                    )
-            if isinstance(eval_dataset, Mapping):
-                eval_dataset = {name: self._prepare(rows) for name, rows in eval_dataset.items()}
-            elif eval_dataset is not None:
-                eval_dataset = self._prepare(eval_dataset)
+        if train_dataset is not None:
+            train_dataset = self._prepare(train_dataset)
+            if not model.config.is_encoder_decoder and IGNORE_INDEX not in train_dataset[0]["labels"][1:]:
+                logger.warning(
+                    "Every token of the first training row is supervised, so that the Copilot learns without the "
+                    "context X~ (what is not supervised) that it reads in generation: the prompt. Better are rows "
+                    "of prompt and completion, or assistant_only_loss=True for messages."
+                )
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: self._prepare(rows) for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._prepare(eval_dataset)
         # Padding is masked everywhere, so any token will do where the tokenizer names none.
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
         super().__init__(
@@ -139,7 +136,7 @@ class CopilotTrainer(Trainer):
             raise ValueError("fsdp and deepspeed are not supported: start one process for each GPU with torchrun")
         if peft_config is not None:
             torch.manual_seed(args.seed)  # the same adapters in every process and every run
-            model.pilot.add_adapter(peft_config)
+            inject_adapter(model.pilot, peft_config)
         if has_adapters(model.pilot):
             cast_adapter_dtype(model.pilot, model.pilot.active_adapters()[0])  # half precision loses small steps
         if any(parameter.requires_grad for parameter in model.pilot.parameters()):
@@ -147,14 +144,14 @@ class CopilotTrainer(Trainer):
         # The pair's forward takes num_items_in_batch: tokens of all micro-batches and processes of one step.
         self.model_accepts_loss_kwargs = True
         self._training = False
-        model.mistake_log = MistakeLog(
-            args.log_rounds * args.gradient_accumulation_steps, seed=args.seed, hidden_dtype=args.log_hidden_dtype
-        )
+        if train_dataset is not None or model.mistake_log is None:  # else it is another trainer's
+            rounds = args.log_rounds * args.gradient_accumulation_steps
+            model.mistake_log = MistakeLog(rounds, seed=args.seed, hidden_dtype=args.log_hidden_dtype)
         self.add_callback(CopilotCallback(self))
         # A mean of squares is what adds up over batches; an RMSE is squared first.
         self._copilot_metric, self._power = {"rmse": ("rmse", 2)}.get(model.config.loss, ("copilot_loss", 1))
         # On the device. Since the last log line: Pilot's loss, Copilot's loss, steps.
-        self._train_sums = torch.zeros(3, device=args.device)
+        self.train_sums = torch.zeros(3, device=args.device)
         # Over an evaluation: Pilot's loss and Copilot's loss to that power, summed over tokens; tokens.
         self._eval_sums = torch.zeros(3, device=args.device)
 
@@ -230,7 +227,10 @@ class CopilotTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The sum of both losses, scaled so that accumulated and distributed gradients equal one large batch's."""
+        """The sum of both losses, scaled so that accumulated and distributed gradients equal one large batch's.
+
+        Logits among the outputs are log p~ at any strength.
+        """
         labels = inputs["labels"]
         own = len(labels) if model.training else self._rows_of_its_own(len(labels))
         if 0 < own < len(labels):
@@ -243,13 +243,17 @@ class CopilotTrainer(Trainer):
                 pilot_loss = pilot_loss * self.accelerator.num_processes
             copilot_loss = copilot_loss / self.current_gradient_accumulation_steps
             step = pilot_loss.new_tensor(1 / self.current_gradient_accumulation_steps)
-            self._train_sums += torch.stack([pilot_loss, copilot_loss, step]).detach()
+            self.train_sums += torch.stack([pilot_loss, copilot_loss, step]).detach()
         elif own > 0:
             tokens = inputs["labels"].ne(IGNORE_INDEX).sum()
             sums = pilot_loss * num_items_in_batch, copilot_loss**self._power * tokens, tokens
             self._eval_sums += torch.stack(sums).detach()
         loss = pilot_loss + copilot_loss
-        return (loss, outputs) if return_outputs else loss
+        if not return_outputs:
+            return loss
+        if outputs.logits is not None and self.model.config.strength == 0:  # the Pilot's own, which are raw
+            outputs.logits = torch.log_softmax(outputs.logits.float(), dim=-1)
+        return loss, outputs
 
     def prediction_step(
         self,
@@ -292,8 +296,8 @@ class CopilotTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `ce`, `rmse` (means over the steps since the last line) and the Copilot's learning rate."""
         if "learning_rate" in logs:
-            cross_entropy, copilot_loss, steps = self.accelerator.reduce(self._train_sums, "sum").tolist()
-            self._train_sums.zero_()
+            cross_entropy, copilot_loss, steps = self.accelerator.reduce(self.train_sums, "sum").tolist()
+            self.train_sums.zero_()
             logs |= {
                 "ce": cross_entropy / steps,
                 self._copilot_metric: copilot_loss / steps,
@@ -310,6 +314,8 @@ class CopilotTrainer(Trainer):
             if not self._training:
                 self._release()
         pilot_sum, copilot_sum, tokens = self.accelerator.reduce(self._eval_sums, "sum").tolist()
+        if tokens == 0:  # dataloader_drop_last left no batch: like Trainer, report no loss
+            return output
         cross_entropy, copilot_loss = pilot_sum / tokens, (copilot_sum / tokens) ** (1 / self._power)
         losses = {"loss": cross_entropy + copilot_loss, "ce": cross_entropy, self._copilot_metric: copilot_loss}
         output.metrics.update({f"{metric_key_prefix}_{name}": loss for name, loss in losses.items()})
@@ -358,37 +364,13 @@ class CopilotTrainer(Trainer):
         """Restore weights and Mistake Log. Everything is read and checked before anything is changed."""
         checkpoint = Path(resume_from_checkpoint)
         try:
-            self._check_resumable(checkpoint)
+            groups = [len(group["params"]) for group in self._parameter_groups()]
+            check_resumable(checkpoint, self.model.config, groups, self.args.process_index, self.args.world_size)
             weights = read_weights(self.model, checkpoint)
             self.mistake_log.load(self._log_path(checkpoint))  # changes nothing when it fails
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"checkpoint {checkpoint} cannot be resumed: {error}") from error
         write_weights(self.model, *weights)
-
-    def _check_resumable(self, checkpoint: Path) -> None:
-        """Raise ValueError where Trainer would fail, or go on differently, after the weights have been changed."""
-        several, rank = self.args.world_size > 1, self.args.process_index
-        archives = ["optimizer.pt", "scheduler.pt", f"rng_state_{rank}.pth" if several else "rng_state.pth"]
-        missing = [name for name in ["trainer_state.json", *archives] if not (checkpoint / name).is_file()]
-        if missing:
-            raise ValueError(f"no {', '.join(missing)}")
-        saved_config = CopilotConfig.from_pretrained(checkpoint)
-        for name in DESIGN:
-            saved_choice, choice = (getattr(config, name) for config in (saved_config, self.model.config))
-            if saved_choice != choice:
-                raise ValueError(f"its Copilot has {name}={saved_choice!r}, this run's has {choice!r}")
-        logs = len(list(checkpoint.glob("mistake_log_*.safetensors")))
-        if logs != self.args.world_size:
-            raise ValueError(f"it holds the Mistake Logs of {logs} processes, this run has {self.args.world_size}")
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        truncated = [name for name in archives if not zipfile.is_zipfile(checkpoint / name)]
-        if truncated:
-            raise ValueError(f"{', '.join(truncated)} is truncated")
-        saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", mmap=True, weights_only=True)
-        sizes = [len(group["params"]) for group in saved["param_groups"]]
-        expected = [len(group["params"]) for group in self._parameter_groups()]
-        if sizes != expected:
-            raise ValueError(f"its optimizer has groups of {sizes} parameters, this run's has {expected}")
 
     def _load_best_model(self) -> None:
         write_weights(self.model, *read_weights(self.model, Path(self.state.best_model_checkpoint)))

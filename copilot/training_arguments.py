@@ -8,11 +8,14 @@ from pathlib import Path
 from peft import PeftConfig
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
+from transformers.utils import logging
 
 from copilot.adapters import check_pilot_survives, has_adapters
 from copilot.mistake_log import HIDDEN_DTYPES
 from copilot.ops.rectify import check_choice
 from copilot.pair_base import PilotCopilotModel
+
+logger = logging.get_logger(__name__)
 
 # What `__post_init__` refuses, and what only goes with it; `tcopilot train --help` leaves these out.
 UNSUPPORTED = (
@@ -99,10 +102,11 @@ class CopilotTrainingArguments(TrainingArguments):
 
 
 def check_training(model: PilotCopilotModel, args: CopilotTrainingArguments, peft_config: PeftConfig | None) -> None:
-    """Raise ValueError for a pair that cannot be trained so.
+    """Raise ValueError for a pair that cannot be trained so; warn of adapters on a Pilot that was not loaded by name.
 
-    That is a model that is no pair, arguments of another class, several GPUs in one process, a Pilot that has several
-    active adapters or both adapters and a `peft_config`, or one that was loaded from where the pair would be saved.
+    That is a model that is no pair, arguments of another class, several GPUs in one process, adapters that were not
+    added by the Pilot's own `add_adapter`, a Pilot that has several active ones or both adapters and a `peft_config`,
+    or one that was loaded from where the pair would be saved.
     """
     if not isinstance(model, PilotCopilotModel):
         raise ValueError(f"model is a {type(model).__name__}, expected a pair (PilotCopilotForCausalLM.from_pilot)")
@@ -110,9 +114,20 @@ def check_training(model: PilotCopilotModel, args: CopilotTrainingArguments, pef
         raise ValueError(f"args is a {type(args).__name__}, expected CopilotTrainingArguments")
     if args.n_gpu > 1:
         raise ValueError(f"one process sees {args.n_gpu} GPUs, expected 1: use torchrun or CUDA_VISIBLE_DEVICES")
+    if has_adapters(model):
+        raise ValueError("the pair itself has adapters: make it anew, and give peft_config or call pilot.add_adapter")
+    if has_adapters(model.pilot) != model.pilot._hf_peft_config_loaded:  # get_peft_model's, or refused ones
+        raise ValueError("the Pilot's adapters cannot be saved: load it anew, and give peft_config or call add_adapter")
     adapters = model.pilot.active_adapters() if has_adapters(model.pilot) else []
     if peft_config is not None and adapters:
         raise ValueError(f"peft_config is given, but the Pilot has the adapters {adapters}")
     if len(adapters) > 1:
         raise ValueError(f"the Pilot has the active adapters {adapters}, expected one: choose with pilot.set_adapter")
-    check_pilot_survives(Path(args.output_dir), model.pilot, peft_config is not None or bool(adapters))
+    adapted = peft_config is not None or bool(adapters)
+    check_pilot_survives(Path(args.output_dir), model.pilot, adapted)
+    if adapted and not model.pilot.name_or_path:
+        logger.warning(
+            "The Pilot was not loaded by name, so that what is saved with its adapters cannot say which model is under "
+            "them. Save that model and load the Pilot from there; or attach the pair to it yourself, with "
+            "base.load_adapter('FOLDER/pilot') and then from_pretrained('FOLDER', pilot=base)."
+        )

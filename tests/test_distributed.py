@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from copilot import MistakeLog, PilotCopilotForCausalLM
+from copilot import trainer as trainer_module
 from copilot.data import DataCollator
 from copilot.trainer import CopilotTrainer
 from copilot.training_arguments import CopilotTrainingArguments
@@ -106,6 +109,24 @@ def run_trainer(folder: Path, batch_size: int) -> None:
             torch.save({"state": pair.state_dict(), "logs": logs, "metrics": metrics}, folder / f"{name}.pt")
 
 
+def prepare_together(folder: Path) -> None:
+    """Each process prepares the same file once the other is about to; what it made of it is written to the folder."""
+    args = CopilotTrainingArguments(str(folder), use_cpu=True, ddp_backend="gloo", report_to="none")
+    prepare, other = trainer_module.prepare_dataset, folder / f"begun{1 - args.process_index}"
+
+    def once_both_have_begun(*arguments, **options):
+        (folder / f"begun{args.process_index}").touch()
+        deadline = time.monotonic() + 60
+        while not other.exists():
+            assert time.monotonic() < deadline, "the other process does not prepare its rows"
+            time.sleep(0.01)
+        return prepare(*arguments, **options)
+
+    trainer_module.prepare_dataset = once_both_have_begun
+    trainer = CopilotTrainer(make_pair(), args, Dataset.load_from_disk(str(folder / "rows")))
+    torch.save(list(trainer.train_dataset), folder / f"rows{args.process_index}.pt")
+
+
 def work(rank: int, task: str, folder: Path, port: int) -> None:
     """One spawned process."""
     torch.set_num_threads(1)
@@ -119,6 +140,8 @@ def work(rank: int, task: str, folder: Path, port: int) -> None:
     torch.distributed.init_process_group("gloo")
     if task == "rounds":
         torch.save(run_rounds(rank, RANKS), folder / f"rank{rank}.pt")
+    elif task == "prepare":
+        prepare_together(folder)
     else:
         run_trainer(folder, batch_size=2)
     torch.distributed.destroy_process_group()
@@ -163,3 +186,11 @@ def test_two_trainer_processes_train_as_one_does_and_resume(tmp_path):
     for rows in ("eval", "seven", "three"):
         for key in (f"{rows}_loss", f"{rows}_ce", f"{rows}_rmse"):
             assert straight["metrics"][key] == pytest.approx(expected["metrics"][key], rel=1e-4)
+
+
+def test_the_processes_prepare_their_rows_at_the_same_time(tmp_path):
+    """Nothing that one makes is read by another, so that waiting would take twice as long."""
+    Dataset.from_list(make_rows(200)).save_to_disk(tmp_path / "rows")
+    spawn("prepare", tmp_path)
+    for rank in range(RANKS):
+        assert torch.load(tmp_path / f"rows{rank}.pt") == make_rows(200)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from builders import TEXT_ROWS
 from huggingface_hub import ModelCard
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 from copilot import trainer as trainer_module
+from copilot import training_arguments as arguments_module
 from copilot.data import DataCollator, prepare_dataset
 from copilot.model_card import model_card
 from copilot.trainer import CopilotTrainer
@@ -292,6 +293,23 @@ def test_a_log_line_has_both_losses_and_both_learning_rates(make_trainer):
     assert lines[0]["ce"] == pytest.approx(math.log(128), rel=0.1)  # the mean over two steps, not their sum
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_first_log_line_of_a_training_is_of_that_training_alone(make_trainer, fails):
+    """The one before stopped between two lines."""
+    trainer = make_trainer(logging_strategy="steps", logging_steps=2, max_steps=3)
+    if fails:
+        stop = Stop()
+        trainer.add_callback(stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        trainer.remove_callback(stop)
+    else:
+        trainer.train()
+    trainer.train()
+    line = next(line for line in trainer.state.log_history if "loss" in line)
+    assert line["loss"] == pytest.approx(line["ce"] + line["rmse"], rel=1e-5)
+
+
 @pytest.mark.parametrize(("loss", "name_of_loss"), [("rmse", "rmse"), ("ce", "copilot_loss"), ("kl", "copilot_loss")])
 def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenizer, loss, name_of_loss):
     pair = make_pair(loss=loss)
@@ -313,6 +331,14 @@ def test_evaluation_weighs_every_token_equally(make_pair, make_trainer, tokenize
         assert metrics[f"eval_{name}_ce"] == pytest.approx(output.pilot_loss.item(), rel=1e-5)
         assert metrics[f"eval_{name}_{name_of_loss}"] == pytest.approx(output.copilot_loss.item(), rel=1e-5)
         assert metrics[f"eval_{name}_loss"] == pytest.approx(output.loss.item(), rel=1e-5)
+
+
+def test_an_evaluation_without_a_batch_reports_no_loss(make_trainer):
+    options = {"dataloader_drop_last": True, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    trainer = make_trainer(eval_rows=TEXT_ROWS[:5], per_device_eval_batch_size=8, **options)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert not trainer.evaluate().keys() & {"eval_loss", "eval_ce", "eval_rmse"}
 
 
 def test_rows_to_evaluate_may_be_given_raw_and_by_name(make_trainer, tokenizer):
@@ -350,6 +376,15 @@ def test_predictions_are_log_probabilities(make_pair, make_trainer, tokenizer, k
         expected = pair.eval()(**DataCollator(0, kind == "t5")(list(prepared))).logits
     torch.testing.assert_close(torch.from_numpy(found.predictions), expected)
     assert found.predictions.shape == (*found.label_ids.shape, 128)
+
+
+def test_predictions_are_log_probabilities_of_the_pilot_alone_too(make_pair, make_trainer):
+    pair = make_pair()
+    trainer = make_trainer(pair)
+    with_a_fresh_copilot = trainer.predict(TEXT_ROWS[:5]).predictions  # which corrects nothing yet
+    pair.config.strength = 0.0
+    alone = trainer.predict(TEXT_ROWS[:5]).predictions
+    torch.testing.assert_close(torch.from_numpy(alone), torch.from_numpy(with_a_fresh_copilot))
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -396,6 +431,14 @@ def test_evaluation_leaves_no_trace_in_the_log(make_trainer):
     assert torch.equal(trainer.model.mistake_log.generator.get_state(), generator)
 
 
+def test_a_second_trainer_that_only_evaluates_leaves_the_log_of_the_first(make_pair, make_trainer):
+    pair = make_pair()
+    first = make_trainer(pair, max_steps=1)
+    first.train()
+    make_trainer(pair, rows=None, eval_rows=TEXT_ROWS[:5]).evaluate()
+    assert first.mistake_log.rounds_seen == 2
+
+
 # ---- Checkpoints ----
 
 
@@ -432,6 +475,22 @@ def test_a_resumed_run_continues_bit_for_bit(make_pair, make_trainer, case):
     assert_same(copied(straight), copied(resumed))
     assert torch.equal(straight.mistake_log.generator.get_state(), resumed.mistake_log.generator.get_state())
     assert straight.mistake_log.rounds_seen == resumed.mistake_log.rounds_seen
+
+
+def test_a_resumed_run_rounds_no_weight_of_a_pilot_of_mixed_types(make_pair, make_trainer):
+    def pair_with_a_float32_head():
+        pair = make_pair()
+        pair.pilot.requires_grad_(False).bfloat16()
+        pair.pilot.lm_head.float().requires_grad_(True)
+        return pair
+
+    options = {"bf16": True, "save_strategy": "steps", "save_steps": 2}
+    straight, resumed = pair_with_a_float32_head(), pair_with_a_float32_head()
+    make_trainer(straight, **options).train()
+    trainer = make_trainer(resumed, **options)
+    trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
+    assert_same(copied(straight), copied(resumed))
+    assert {parameter.dtype for parameter in resumed.pilot.parameters()} == {torch.bfloat16, torch.float32}
 
 
 def test_the_saved_folder_is_the_pair_with_its_tokenizer_and_card(make_pair, make_trainer, tokenizer):
@@ -624,6 +683,24 @@ def test_a_second_adapter_is_refused(make_pair, make_trainer):
         make_trainer(pair, peft_config=PILOT_LORA)
 
 
+def test_adapters_of_the_pair_are_refused(make_pair, make_trainer):
+    """They would be in the Copilot too, and what is saved could not be loaded."""
+    pair = make_pair()
+    pair.add_adapter(PILOT_LORA)
+    with pytest.raises(ValueError, match="the pair itself has adapters: make it anew"):
+        make_trainer(pair)
+
+
+def test_adapters_that_transformers_cannot_save_are_refused(make_pair, make_trainer):
+    wrapped, refused = make_pair(), make_pair()
+    get_peft_model(wrapped.pilot, PILOT_LORA)
+    with pytest.raises(ValueError, match="no_such_module"):
+        refused.pilot.add_adapter(LoraConfig(target_modules=["no_such_module"]))
+    for pair in (wrapped, refused):
+        with pytest.raises(ValueError, match="the Pilot's adapters cannot be saved: load it anew"):
+            make_trainer(pair)
+
+
 def test_sharding_that_accelerate_asks_for_is_refused(make_trainer, monkeypatch):
     create = Trainer.create_accelerator_and_postprocess
 
@@ -660,6 +737,29 @@ def test_a_refused_training_leaves_the_pilot_without_adapters(make_pair, make_tr
     pair = make_pair()
     with pytest.raises(ValueError, match="eval"):
         make_trainer(pair, peft_config=PILOT_LORA, eval_strategy="steps")
+    make_trainer(pair, peft_config=PILOT_LORA)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        LoraConfig(target_modules=["no_such_module"]),
+        LoraConfig(target_modules=["q_proj", "input_layernorm"]),  # seen when a layer has been wrapped
+        LoraConfig(target_modules=["q_proj"], bias="no_such_bias"),  # seen when all weights have been frozen
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    ],
+)
+def test_adapters_that_peft_refuses_leave_the_pilot_as_it_was(make_pair, make_trainer, refused):
+    pair = make_pair()
+    before = copied(pair.pilot)
+    with pytest.raises((ValueError, NotImplementedError)):
+        make_trainer(pair, peft_config=refused)
+    assert_same(before, copied(pair.pilot))
+    assert all(parameter.requires_grad for parameter in pair.pilot.parameters())
+    trainer = make_trainer(pair, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    assert_same(copied(pair), copied(PilotCopilotForCausalLM.from_pretrained(trainer.args.output_dir)))
     make_trainer(pair, peft_config=PILOT_LORA)
 
 
@@ -775,6 +875,29 @@ def test_rows_without_a_context_are_told(make_trainer, caplog, monkeypatch, rows
     monkeypatch.setattr(trainer_module.logger, "propagate", True)
     make_trainer(rows=rows, **options)
     assert ("without the context X~" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    ("name", "peft_config", "warns"), [("", PILOT_LORA, True), ("a", PILOT_LORA, False), ("", None, False)]
+)
+def test_adapters_on_a_pilot_without_a_name_are_told(
+    make_pair, make_trainer, caplog, monkeypatch, name, peft_config, warns
+):
+    monkeypatch.setattr(arguments_module.logger, "propagate", True)
+    pair = make_pair()
+    pair.pilot.name_or_path = name
+    make_trainer(pair, peft_config=peft_config)
+    assert ("The Pilot was not loaded by name" in caplog.text) == warns
+
+
+def test_a_pair_is_attached_to_a_pilot_without_a_name_as_the_warning_says(make_pair, make_trainer, tiny_pilot):
+    pair = make_pair()
+    trainer = make_trainer(pair, peft_config=PILOT_LORA, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    base, folder = tiny_pilot("llama"), trainer.args.output_dir
+    base.load_adapter(f"{folder}/pilot")
+    assert_same(copied(pair), copied(PilotCopilotForCausalLM.from_pretrained(folder, pilot=base)))
 
 
 def test_arguments_of_another_class_are_refused(make_pair, tmp_path):
