@@ -5,6 +5,7 @@ A task says how such an object becomes a prompt, how the answer is found in what
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,14 +15,14 @@ from typing import Literal
 from copilot.tasks.equations import evaluate_equation
 from copilot.tasks.example import Example
 
+logger = logging.getLogger(__name__)
+
 Kind = Literal["commonsense", "arithmetic", "equation", "recommendation"]
 Split = Literal["train", "valid", "test"]
 
 # That of LLM-Adapters. It is absolute: a relative one would let 5605 pass for 5600. Where a reference is rounded to two
 # decimals, the exact value is wrong.
 NUMBER_TOLERANCE = 1e-3
-# The outputs of these test files are what some model wrote, and often wrong.
-_UNRELIABLE_TESTS = ("AQuA", "SVAMP")
 
 _FIELDS = ("instruction", "input", "output", "answer")
 # A minus directly after a digit, a letter or a bracket is a subtraction, not a sign.
@@ -101,8 +102,9 @@ def extract_item(text: str) -> str | None:
 def read_examples(root: str | Path, task: str, split: Split) -> list[Example]:
     """Read `<root>/<task>/<split>.json`.
 
-    A completion is the file's `output`, but empty in the test files of AQuA and SVAMP: what stands there some model
-    wrote, often wrongly, so that answers can be judged and completions cannot.
+    A completion is the file's `output`. In a test file of GSM8K, AQuA or SVAMP all are empty, with a warning, where one
+    gives another answer than its row: LLM-Adapters has test files of which some model wrote the outputs, often wrongly,
+    so that answers can be judged and completions cannot.
 
     Raises:
         ValueError: `task` or `split` is unknown, or the file does not hold the layout, numbers as answers where the
@@ -124,8 +126,13 @@ def read_examples(root: str | Path, task: str, split: Split) -> list[Example]:
         found = "an empty list" if rows == [] else type(rows).__name__
         raise ValueError(f"{path} holds {found}; accepted is a non-empty list of objects")
     examples = [_to_example(row, task, f"{path}, entry {index}") for index, row in enumerate(rows)]
-    if split == "test" and task in _UNRELIABLE_TESTS:
-        return [replace(example, completion="") for example in examples]
+    if split == "test" and TASKS[task].kind == "arithmetic":
+        written = [example for example in examples if example.completion]
+        wrong = sum(not TASKS[task].is_correct(example.completion, example.answer) for example in written)
+        if wrong:
+            message = "%d of %d completions in %s give another answer than their row: only answers are read there."
+            logger.warning(message, wrong, len(written), path)
+            return [replace(example, completion="") for example in examples]
     return examples
 
 
