@@ -27,6 +27,8 @@ NUMBER_TOLERANCE = 1e-3
 _FIELDS = ("instruction", "input", "output", "answer")
 # A minus directly after a digit, a letter or a bracket is a subtraction, not a sign.
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+# With which the prompts of the arithmetic tasks begin: a text that does not stop goes on with a problem of its own.
+_NEXT_QUESTION = "Question:"
 # What stands before is matched too, as far as it goes: of several the last counts.
 _FINAL_ANSWER = re.compile(r".*the answer is([^\n]*)", re.IGNORECASE | re.DOTALL)
 _FINAL_LETTER = re.compile(
@@ -70,9 +72,9 @@ def extract_number(text: str) -> float | None:
     """The number after the last "the answer is" on its line, or else the last number of the text.
 
     Of a calculation, as in "The answer is 5 * 12 = 60.", it is the result. Dollar signs, thousands separators, minus
-    signs of print and a closing full stop are understood: "$1,250." is 1250.
+    signs of print and a closing full stop are understood: "$1,250." is 1250. What follows "Question:" is not read.
     """
-    text = text.replace("\N{MINUS SIGN}", "-")
+    text = text.partition(_NEXT_QUESTION)[0].replace("\N{MINUS SIGN}", "-")
     if final := _FINAL_ANSWER.match(text):
         result = re.sub(r"^[\s:]*-\s+", "-", final.group(1).rpartition("=")[2])  # a sign may stand apart
         if number := _NUMBER.search(result):
@@ -85,8 +87,9 @@ def extract_letter(text: str) -> str | None:
     """The choice A to E named after the last "answer is", "option is", "choice is" or "answer:".
 
     Else the last one set off by brackets, by \\boxed{} or by two asterisks; or one with which the text begins, as in
-    "C. 12", or that is all of it.
+    "C. 12", or that is all of it. What follows "Question:" is not read.
     """
+    text = text.partition(_NEXT_QUESTION)[0]
     if final := _FINAL_LETTER.match(text):
         return final.group(1)
     letters = [set_off or alone for set_off, alone in _LONE_LETTER.findall(text)]
