@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from copilot.cli_arguments import DataArguments, TrainSplitArguments
-from copilot.cli_data import load_training_data
+from copilot.cli_data import load_splits, load_training_data
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +47,10 @@ def test_a_task_without_test_problems_in_its_training_file_is_read_whole(tmp_pat
     with caplog.at_level(logging.WARNING, logger="copilot.cli_data"):
         training, held_out = load_training_data(data, TrainSplitArguments(), seed=0)
     assert (len(training), len(held_out), caplog.text) == (10, 2, "")
+
+
+def test_the_configuration_of_a_hub_data_set_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr("copilot.cli_data.load_dataset", lambda *names: asked.append(names))
+    load_splits(DataArguments("openai/gsm8k", "socratic"))
+    assert asked == [("openai/gsm8k", "socratic")]
