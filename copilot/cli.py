@@ -71,6 +71,7 @@ def train(
         raise ValueError(f"model_name_or_path is {pilot.model_name_or_path!r}, which holds adapters: merge them first")
     if Path(arguments.output_dir).is_file():
         raise ValueError(f"output_dir is {arguments.output_dir!r}, which is a file")
+    options, adapters = copilot_options(design), pilot_adapters(pilot)  # wrong flags are refused before anything loads
     training_rows, validation_rows = load_training_data(data, splits, arguments.seed)
     tokenizer = load_tokenizer(pilot.model_name_or_path)
     set_seed(arguments.seed)
@@ -78,8 +79,7 @@ def train(
     loaded = pilot_class.from_pretrained(pilot.model_name_or_path, dtype=pilot.dtype)
     if pilot.freeze_pilot:
         loaded.requires_grad_(False)
-    pair = pair_class.from_pilot(loaded, **copilot_options(design))
-    adapters = pilot_adapters(pilot)
+    pair = pair_class.from_pilot(loaded, **options)
     try:
         trainer = CopilotTrainer(pair, arguments, training_rows, validation_rows, tokenizer, peft_config=adapters)
         trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +12,8 @@ from datasets.exceptions import DatasetsError
 from copilot.cli_arguments import DataArguments, TrainSplitArguments, one_line
 from copilot.tasks import Example, read_examples
 from copilot.tasks.llm_adapters import Split
+
+logger = logging.getLogger(__name__)
 
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 VALIDATION_SPLITS = ("validation", "valid")
@@ -51,9 +54,11 @@ def pick_split(splits: DatasetDict, name: str, option: str) -> Dataset:
 
 
 def load_training_data(data: DataArguments, choice: TrainSplitArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Rows to train on, and others for calibration."""
+    """Rows to train on, and others for calibration; of a task without the problems of its test file."""
     splits = load_splits(data)
     training = pick_split(splits, choice.dataset_train_split, "dataset_train_split")
+    if data.task is not None and "test" in splits:
+        training = without_test_problems(training, splits["test"])
     name = choice.dataset_validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
     if name is not None:
         return training, pick_split(splits, name, "dataset_validation_split")
@@ -61,6 +66,24 @@ def load_training_data(data: DataArguments, choice: TrainSplitArguments, seed: i
         raise ValueError(f"the data has {len(training)} rows to train on, expected at least 2: some calibrate lambda")
     parts = training.train_test_split(test_size=HELD_OUT_SHARE, seed=seed)
     return parts["train"], parts["test"]
+
+
+def without_test_problems(training: Dataset, test: Dataset) -> Dataset:
+    """The rows of a task whose prompt, which holds the whole problem, is in no row of its test file.
+
+    Raises:
+        ValueError: most rows are in it: the file is no training data, as in LLM-Adapters that of GSM8K, AQuA and SVAMP.
+    """
+    tested = set(test["prompt"])
+    new = [index for index, prompt in enumerate(training["prompt"]) if prompt not in tested]
+    repeated = len(training) - len(new)
+    if repeated == 0:
+        return training
+    found = f"{repeated} of {len(training)} training rows are also in the test file"
+    if repeated > len(new):
+        raise ValueError(f"{found}: training data with other problems is needed")
+    logger.warning("%s, and are left out.", found)
+    return training.select(new)
 
 
 def load_examples(data: DataArguments, split: str | None) -> list[Example]:

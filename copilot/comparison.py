@@ -13,6 +13,9 @@ from copilot.pair import PilotCopilotModel
 from copilot.tasks import TASKS, Example, Interval, PairedBootstrap, paired_bootstrap
 
 LOWER_IS_BETTER = ("Brier score", "NLL")
+# With fewer the intervals are too narrow: without a true difference they show one in half of all comparisons of 2
+# examples, in a tenth of those of 10.
+FEWEST_EXAMPLES = 20
 HEADER = ("95 % intervals", "Pilot", "Pilot + Copilot", "difference", "")
 
 
@@ -33,12 +36,18 @@ class Comparison:
     pair_texts: list[str]
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The lines of `HEADER`'s table, one for each metric, and lambda."""
+        """The lines of `HEADER`'s table, one for each metric, and lambda.
+
+        The last cell is a verdict: "better", "worse", "no difference shown" where the interval of the difference holds
+        0, or "too few examples", below 20.
+        """
         lines = []
         for name, found in self.metrics.items():
             digits = 4 if name in LOWER_IS_BETTER else 3
             cells = (_interval(interval, f".{digits}f") for interval in (found.a, found.b))
-            lines.append((name, *cells, _interval(found.difference, f"+.{digits}f"), _verdict(name, found)))
+            few = len(self.pair_texts) < FEWEST_EXAMPLES
+            verdict = "too few examples" if few else _verdict(name, found)
+            lines.append((name, *cells, _interval(found.difference, f"+.{digits}f"), verdict))
         return [*lines, ("lambda", "0", f"{self.strength:.3f}", "", "")]
 
     def __str__(self) -> str:

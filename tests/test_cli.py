@@ -331,7 +331,7 @@ def test_an_evaluation_is_the_one_that_its_flags_ask_for(save_pilot, rows_file, 
 def test_a_task_is_judged_by_its_answers(save_pilot, tmp_path, capsys):
     folder = tmp_path / "data" / "mawps"
     folder.mkdir(parents=True)
-    without_output = [problem | {"output": ""} for problem in PROBLEMS]
+    without_output = [problem | {"instruction": f"w9 {problem['instruction']}", "output": ""} for problem in PROBLEMS]
     for split, problems in (("train", PROBLEMS), ("valid", PROBLEMS[:4]), ("test", without_output)):
         (folder / f"{split}.json").write_text(json.dumps(problems), encoding="utf-8")
     data = {"dataset_name": tmp_path / "data", "task": "mawps"}

@@ -135,7 +135,7 @@ def test_the_report_says_when_nothing_was_changed(pair, tokenizer, capsys):
 
 
 def test_comparing_at_strength_0_shows_no_difference(pair, tokenizer):
-    table = str(compare(pair, tokenizer, QUESTIONS, strength=0.0, max_new_tokens=4))
+    table = str(compare(pair, tokenizer, QUESTIONS * 3, strength=0.0, max_new_tokens=4))
     assert table.count("no difference shown") == 4
     assert "better" not in table and "worse" not in table
 
@@ -145,8 +145,15 @@ def test_a_difference_is_called_better_or_worse_only_outside_its_interval():
     metrics = {"exact match": paired_bootstrap(low, high), "NLL": paired_bootstrap(low, high)}
     metrics["Brier score"] = paired_bootstrap(high, low)
     metrics["answer accuracy"] = paired_bootstrap(low, low[::-1])
-    verdicts = {row[0]: row[-1] for row in Comparison(1.0, metrics, [], []).rows()}
+    verdicts = {row[0]: row[-1] for row in Comparison(1.0, metrics, [""] * 50, [""] * 50).rows()}
     assert [verdicts[name] for name in metrics] == ["better", "worse", "better", "no difference shown"]
+
+
+@pytest.mark.parametrize(("examples", "verdict"), [(1, "too few examples"), (19, "too few examples"), (20, "better")])
+def test_a_few_examples_get_no_verdict(examples, verdict):
+    metrics = {"exact match": paired_bootstrap([0] * examples, [1] * examples)}
+    texts = [""] * examples
+    assert Comparison(1.0, metrics, texts, texts).rows()[0][-1] == verdict
 
 
 def test_examples_without_text_or_task_cannot_be_compared(pair, tokenizer):

@@ -98,6 +98,17 @@ def test_brier_score_and_nll_are_those_of_the_pilot_and_of_the_pair(pair, tokeni
         assert [metrics[name].a.mean, metrics[name].b.mean] == pytest.approx(means, rel=1e-4)
 
 
+def test_a_scored_example_has_at_most_max_length_tokens(pair, tokenizer):
+    examples = [Example(prompt, "w11 w12 w13 w14 w15 w16", "", "") for prompt in PROMPTS]
+    compared = compare(pair, tokenizer, examples, strength=1.0, max_length=7, max_new_tokens=1)
+    means = []
+    for limit in (7, 256):
+        held = collect(pair, to_rows(examples), tokenizer, max_length=limit)
+        means.append(scores(held, 0.0, "simplex", "probability").nll.mean().item())
+    assert means[0] != pytest.approx(means[1], rel=1e-3)
+    assert compared.metrics["NLL"].a.mean == pytest.approx(means[0], rel=1e-4)
+
+
 def test_exact_match_and_the_tasks_own_judgement_are_per_example(pair, tokenizer):
     written = complete(pair, tokenizer, PROMPTS, strength=1.0, max_new_tokens=4, do_sample=False)
     examples = [Example(prompt, text, "true", "boolq") for prompt, text in zip(PROMPTS, written, strict=True)]

@@ -143,15 +143,16 @@ def test_the_papers_copilot_trains_adapters_and_both_tables(quality: Any) -> Non
         assert all("lora_" in n for n, w in copilot.layers.named_parameters() if w.requires_grad)
 
 
-def test_a_task_whose_test_file_takes_all_its_training_data_is_refused(
-    quality: Any, pilot: str, tmp_path: Path
+@pytest.mark.parametrize("held_out", [4, 8])
+def test_a_task_whose_training_file_repeats_its_test_file_is_refused(
+    quality: Any, pilot: str, tmp_path: Path, held_out: int
 ) -> None:
     folder = tmp_path / "data" / "AQuA"
     folder.mkdir(parents=True)
     rows = [{"instruction": f"q{n}", "input": "", "output": "The answer is A", "answer": "A"} for n in range(8)]
     for split in ("train", "test"):
         (folder / f"{split}.json").write_text(json.dumps(rows))
-    sizes = {"task": "AQuA", "held_out_size": 8}
+    sizes = {"task": "AQuA", "held_out_size": held_out}
     task = quality.tasks.WrittenAnswers(data=str(folder.parent), pilot=pilot, **EXPERIMENT["task"] | sizes)
     with pytest.raises(ValueError, match=r"task 'AQuA' in .* has nothing left for train and validation"):
         _ = task.splits

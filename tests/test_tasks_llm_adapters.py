@@ -1,6 +1,7 @@
 """The tasks: reading the LLM-Adapters layout, finding answers in generated text, judging them."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,25 @@ def test_an_empty_output_gives_an_empty_completion(tmp_path: Path) -> None:
     assert read_examples(tmp_path, "mawps", "test")[0].completion == ""
 
 
-@pytest.mark.parametrize("task", ["AQuA", "SVAMP"])
-def test_what_a_model_wrote_into_a_test_file_is_no_completion(tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize(("task", "wrong"), [("AQuA", "D"), ("gsm8k", "5"), ("SVAMP", "5")])
+def test_what_a_model_wrote_into_a_test_file_is_no_completion(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, task: str, wrong: str
+) -> None:
+    right = ROW | {"output": "The answer is C.", "answer": "C"} if task == "AQuA" else ROW
     for split in ("train", "test"):
-        write(tmp_path, task, [ROW], split)
-    assert read_examples(tmp_path, task, "train")[0].completion == " Two and two. The answer is 4."
-    assert read_examples(tmp_path, task, "test")[0].completion == ""
+        write(tmp_path, task, [right, right | {"answer": wrong}], split)
+    completion = f" {right['output']}"
+    assert [e.completion for e in read_examples(tmp_path, task, "train")] == [completion, completion]
+    with caplog.at_level(logging.WARNING, logger="copilot.tasks"):
+        assert [e.completion for e in read_examples(tmp_path, task, "test")] == ["", ""]
+    assert "1 of 2 completions in " in caplog.text
+    write(tmp_path, task, [right])
+    assert [e.completion for e in read_examples(tmp_path, task, "test")] == [completion]
+
+
+def test_an_equation_of_a_test_file_is_a_completion_though_its_answer_is_rounded(tmp_path: Path) -> None:
+    write(tmp_path, "mawps", [ROW | {"output": "X=(2.0/3.0)", "answer": "0.67"}])
+    assert read_examples(tmp_path, "mawps", "test")[0].completion == " X=(2.0/3.0)"
 
 
 def test_a_numeric_answer_is_read_as_its_text(tmp_path: Path) -> None:
@@ -129,7 +143,15 @@ def test_the_paper_has_twelve_tasks_beside_the_generated_problems() -> None:
         ("AQuA", "Answer: 5", None),
         ("AQuA", "The correct option is therefore choice B.", "B"),
         ("gsm8k", "He has 12. The answer is 1,250. Question: 7?", 1250.0),
+        ("gsm8k", "The answer is 12.\nQuestion: Tom has 9 pens.\nAnswer: The answer is 9.", 12.0),
+        ("gsm8k", "3 * 4 = 12\nQuestion: Tom has 9 pens.", 12.0),
+        ("AQuA", "The answer is B.\nQuestion: Who?\nAnswer: The answer is C.", "B"),
+        ("AQuA", "(B)\nQuestion: Who? (A) he", "B"),
         ("gsm8k", "The answer is $18.50.", 18.5),
+        ("gsm8k", "The answer is .5", 0.5),
+        ("gsm8k", "The answer is 3,12 or more.", 3.0),
+        ("gsm8k", "so (8)-3", 3.0),
+        ("gsm8k", "so 8.-3", 3.0),
         ("gsm8k", "The answer is unknown.\nPerhaps 16 - 3 = 13.", 13.0),
         ("gsm8k", "So, the answer is 62 - 39 = 23. The answer is 23.", 23.0),
         ("gsm8k", "The answer is 5 * 12 = 60.", 60.0),
@@ -196,6 +218,13 @@ def test_the_training_targets_of_real_data_are_correct_answers(task: str) -> Non
     examples = read_examples(Path(str(DATA)) / "llm_adapters", task, "train")
     wrong = [example for example in examples if not TASKS[task].is_correct(example.completion, example.answer)]
     assert not wrong
+
+
+@needs_data
+@pytest.mark.parametrize(("task", "written"), [("AQuA", False), ("SVAMP", False), ("gsm8k", True), ("boolq", True)])
+def test_the_completions_of_real_test_files_are_read_where_all_are_right(task: str, written: bool) -> None:
+    examples = read_examples(Path(str(DATA)) / "llm_adapters", task, "test")
+    assert {bool(example.completion) for example in examples} == {written}
 
 
 @needs_data

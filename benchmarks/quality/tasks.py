@@ -201,7 +201,7 @@ class WrittenAnswers:
             splits["held_out"], pool["train"] = pool["train"][: self.held_out_size], pool["train"][self.held_out_size :]
         if "valid" not in pool:
             pool["valid"], pool["train"] = pool["train"][: self.validation_size], pool["train"][self.validation_size :]
-        taken = {example.prompt for examples in splits.values() for example in examples}
+        taken = {example.prompt for examples in (pool["test"], splits["held_out"]) for example in examples}
         splits["validation"] = [e for e in pool["valid"] if e.prompt not in taken][: self.validation_size]
         taken |= {example.prompt for example in splits["validation"]}
         splits["train"] = [e for e in pool["train"] if e.prompt not in taken]

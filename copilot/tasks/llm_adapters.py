@@ -5,6 +5,7 @@ A task says how such an object becomes a prompt, how the answer is found in what
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,18 +15,20 @@ from typing import Literal
 from copilot.tasks.equations import evaluate_equation
 from copilot.tasks.example import Example
 
+logger = logging.getLogger(__name__)
+
 Kind = Literal["commonsense", "arithmetic", "equation", "recommendation"]
 Split = Literal["train", "valid", "test"]
 
 # That of LLM-Adapters. It is absolute: a relative one would let 5605 pass for 5600. Where a reference is rounded to two
 # decimals, the exact value is wrong.
 NUMBER_TOLERANCE = 1e-3
-# The outputs of these test files are what some model wrote, and often wrong.
-_UNRELIABLE_TESTS = ("AQuA", "SVAMP")
 
 _FIELDS = ("instruction", "input", "output", "answer")
 # A minus directly after a digit, a letter or a bracket is a subtraction, not a sign.
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+# With which the prompts of the arithmetic tasks begin: a text that does not stop goes on with a problem of its own.
+_NEXT_QUESTION = "Question:"
 # What stands before is matched too, as far as it goes: of several the last counts.
 _FINAL_ANSWER = re.compile(r".*the answer is([^\n]*)", re.IGNORECASE | re.DOTALL)
 _FINAL_LETTER = re.compile(
@@ -69,9 +72,9 @@ def extract_number(text: str) -> float | None:
     """The number after the last "the answer is" on its line, or else the last number of the text.
 
     Of a calculation, as in "The answer is 5 * 12 = 60.", it is the result. Dollar signs, thousands separators, minus
-    signs of print and a closing full stop are understood: "$1,250." is 1250.
+    signs of print and a closing full stop are understood: "$1,250." is 1250. What follows "Question:" is not read.
     """
-    text = text.replace("\N{MINUS SIGN}", "-")
+    text = text.partition(_NEXT_QUESTION)[0].replace("\N{MINUS SIGN}", "-")
     if final := _FINAL_ANSWER.match(text):
         result = re.sub(r"^[\s:]*-\s+", "-", final.group(1).rpartition("=")[2])  # a sign may stand apart
         if number := _NUMBER.search(result):
@@ -84,8 +87,9 @@ def extract_letter(text: str) -> str | None:
     """The choice A to E named after the last "answer is", "option is", "choice is" or "answer:".
 
     Else the last one set off by brackets, by \\boxed{} or by two asterisks; or one with which the text begins, as in
-    "C. 12", or that is all of it.
+    "C. 12", or that is all of it. What follows "Question:" is not read.
     """
+    text = text.partition(_NEXT_QUESTION)[0]
     if final := _FINAL_LETTER.match(text):
         return final.group(1)
     letters = [set_off or alone for set_off, alone in _LONE_LETTER.findall(text)]
@@ -101,8 +105,9 @@ def extract_item(text: str) -> str | None:
 def read_examples(root: str | Path, task: str, split: Split) -> list[Example]:
     """Read `<root>/<task>/<split>.json`.
 
-    A completion is the file's `output`, but empty in the test files of AQuA and SVAMP: what stands there some model
-    wrote, often wrongly, so that answers can be judged and completions cannot.
+    A completion is the file's `output`. In a test file of GSM8K, AQuA or SVAMP all are empty, with a warning, where one
+    gives another answer than its row: LLM-Adapters has test files of which some model wrote the outputs, often wrongly,
+    so that answers can be judged and completions cannot.
 
     Raises:
         ValueError: `task` or `split` is unknown, or the file does not hold the layout, numbers as answers where the
@@ -124,8 +129,13 @@ def read_examples(root: str | Path, task: str, split: Split) -> list[Example]:
         found = "an empty list" if rows == [] else type(rows).__name__
         raise ValueError(f"{path} holds {found}; accepted is a non-empty list of objects")
     examples = [_to_example(row, task, f"{path}, entry {index}") for index, row in enumerate(rows)]
-    if split == "test" and task in _UNRELIABLE_TESTS:
-        return [replace(example, completion="") for example in examples]
+    if split == "test" and TASKS[task].kind == "arithmetic":
+        written = [example for example in examples if example.completion]
+        wrong = sum(not TASKS[task].is_correct(example.completion, example.answer) for example in written)
+        if wrong:
+            message = "%d of %d completions in %s give another answer than their row: only answers are read there."
+            logger.warning(message, wrong, len(written), path)
+            return [replace(example, completion="") for example in examples]
     return examples
 
 
