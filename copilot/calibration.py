@@ -296,17 +296,22 @@ def theorem_quantities(
     """Bias and spread of Pilots and Copilots trained from different seeds, and lambda_0.
 
     Args:
-        pairs: one per seed, of the same vocabulary; with a single one both spreads are 0.
+        pairs: one per seed, of the same vocabulary and fusion="probability"; with a single one both spreads are 0.
         dataset: held-out rows.
         processing_class: the tokenizer, for raw rows.
         batch_size: rows per forward pass; (seeds, tokens, V) floats are held at a time.
         max_length: tokens a row may have.
 
     Raises:
-        ValueError: no pairs.
+        ValueError: no pairs, or one of fusion="logit", which the theorem does not cover.
     """
     if not pairs:
         raise ValueError("pairs must hold at least one pair; got none")
+    fusions = [pair.config.fusion for pair in pairs]
+    if "logit" in fusions:
+        raise ValueError(
+            f"pairs have the fusions {fusions}, expected 'probability' of all: Theorem 4.1 covers no other"
+        )
     sums, tokens = torch.zeros(6, dtype=torch.float64), 0
     data = batches(pairs[0], dataset, processing_class, batch_size, max_length)
     with evaluating(*pairs):

@@ -15,7 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from copilot.cli import classes_of, load_tokenizer, tokenizer_of_pair
 from copilot.data import DataCollator
@@ -27,6 +27,12 @@ logger = logging.getLogger(__name__)
 
 # (the texts, for lm-eval's cache of answers; ids of the context; ids of the continuation)
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+def limit_of(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model takes, from the fields that HFLM reads; None leaves it to the tokenizer, as there."""
+    found = [getattr(config, name, None) for name in ("n_positions", "max_position_embeddings")]
+    return next((limit for limit in found if limit is not None), None)
 
 
 @register_model("copilot")
@@ -60,7 +66,7 @@ class CopilotLM(HFLM):
             pilot: the Pilot to attach a loaded Copilot to; None takes the one it was trained beside.
             strength: lambda; None takes the pair's own, 0 is the Pilot alone.
             tokenizer: of the Pilot; None takes the one saved with the pair, else that of the Pilot's folder or hub id.
-            max_length: tokens that context and continuation may have; None takes the Pilot's limit.
+            max_length: tokens that context and continuation may have; None takes the Pilot's limit, as HFLM finds it.
             batch_size: texts per forward pass.
             device: None takes the GPU, when there is one, for a loaded pair and leaves another where it is. "cuda" is
                 None where there is no GPU, as for HFLM: lm-eval's command line asks for "cuda:0" unless told otherwise.
@@ -90,7 +96,7 @@ class CopilotLM(HFLM):
             pretrained=pair.to(device) if device else pair,
             backend="seq2seq" if pair.config.is_encoder_decoder else "causal",
             tokenizer=load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer,
-            max_length=max_length or getattr(pair.pilot.config, "max_position_embeddings", None),
+            max_length=max_length or limit_of(pair.pilot.config),
             batch_size=int(batch_size),
         )
         self.strength = pair.config.strength if strength is None else strength

@@ -146,7 +146,8 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         if kwargs.get("push_to_hub"):
             raise ValueError(
                 "push_to_hub is True, expected False: save, then call huggingface_hub.upload_folder("
-                "folder_path=save_directory, repo_id=...); pair.push_to_hub(repo_id) uploads the Copilot alone"
+                'folder_path=save_directory, repo_id=..., ignore_patterns=["*mistake_log*", "checkpoint-*"]), without '
+                "the Mistake Logs, which hold training texts; pair.push_to_hub(repo_id) uploads the Copilot alone"
             )
         if not kwargs.get("is_main_process", True):
             return  # transformers 5.10 would write weights all the same

@@ -115,13 +115,18 @@ def test_a_copilot_that_predicts_the_mistake_gets_lambda_1_and_a_perfect_score()
     ("rectifier", "share", "strength"),
     [("linear", 0.5, 2.0), ("linear", -0.5, 0.0), ("simplex", 0.1, 1.0), ("simplex", -0.1, 0.0)],
 )
-def test_lambda_star_is_clipped_to_what_the_rectifier_allows(rectifier, share, strength, monkeypatch):
+def test_lambda_star_is_clipped_to_what_the_rectifier_allows_and_lambda_zero_is_not(
+    rectifier, share, strength, monkeypatch
+):
     """Of a Copilot that predicts a share of the mistake, or of the logits that lead from it to the truth."""
     pair = fresh_pair(rectifier=rectifier, candidates=None)
     monkeypatch.setattr(pair, "predict", lambda round_: share * round_.mistakes.error()[1])
     found = calibrate(pair, rows_of("llama"))
     assert found.strength == pytest.approx(strength, rel=1e-5)
-    assert (found.lambda_zero > 0) == (share > 0)
+    sums = [agreement(held.mistakes, held.delta, rectifier) for held in collect(pair, rows_of("llama"))]
+    along, norm = (float(sum(column)) for column in zip(*sums, strict=True))
+    assert found.lambda_zero == pytest.approx(2 * along / norm, rel=1e-5)
+    assert (found.lambda_zero > 2) == (share > 0)
 
 
 @pytest.mark.parametrize("fusion", ["probability", "logit"])
@@ -145,6 +150,15 @@ def test_of_a_whole_vocabulary_one_batch_is_kept_at_a_time(fusion, monkeypatch):
     assert found.strength == pytest.approx(expected.strength, rel=1e-4)
     torch.testing.assert_close(found.pair.brier, expected.pair.brier)
     torch.testing.assert_close(found.pilot.nll, expected.pilot.nll)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_the_pair_runs_over_the_data_as_often_as_said(mode, monkeypatch):
+    pair, forwards = random_pair(**mode), []
+    monkeypatch.setattr(Held, "of", lambda pair, passed, original=Held.of: forwards.append(1) or original(pair, passed))
+    calibrate(pair, rows_of("llama"))
+    twice = pair.config.candidates is None and pair.config.fusion == "probability"
+    assert len(forwards) == (2 if twice else 1)
 
 
 def test_a_fresh_copilot_gets_strength_0():
@@ -238,6 +252,12 @@ def test_the_pilots_head_sees_the_supervised_tokens_only(kind):
     pair.get_output_embeddings().register_forward_hook(lambda _module, _args, output: seen.append(output.shape[:-1]))
     theorem_quantities([pair], rows_of(kind))
     assert [shape.numel() for shape in seen] == [sum(len(answer) for _, answer in ROWS)]
+
+
+def test_the_theorem_does_not_cover_logit_fusion():
+    pairs = [random_pair(), random_pair(fusion="logit")]
+    with pytest.raises(ValueError, match=r"pairs have the fusions \['probability', 'logit'\], expected 'probability'"):
+        theorem_quantities(pairs, rows_of("llama"))
 
 
 def test_no_pairs_is_an_error():

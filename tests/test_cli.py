@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub.utils import filter_repo_objects
 from rounds import filled
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -219,6 +221,27 @@ def test_the_mistake_log_of_a_run_is_kept(save_pilot, rows_file, tmp_path):
     log = MistakeLog(5, hidden_dtype="int8")
     log.load(tmp_path / "out" / "_mistake_log.safetensors")
     assert log.rounds_seen == 2
+
+
+def test_an_upload_as_advised_leaves_out_every_text_of_the_training(save_pilot, rows_file, tmp_path):
+    """Of the folder, of the one above it, of one of its checkpoints."""
+    out = tmp_path / "runs" / "out"
+    assert train(save_pilot(), rows_file, out, save_strategy="steps", save_steps=1) == 0
+    files = {path for path in out.rglob("*") if path.is_file()}
+    of_checkpoints = {path for path in files if path.parts[len(out.parts)].startswith("checkpoint-")}
+    logs = {out / "_mistake_log.safetensors", *(out / f"checkpoint-{n}" / "mistake_log_0.safetensors" for n in (1, 2))}
+    assert logs <= files
+    with pytest.raises(ValueError) as refused:
+        PilotCopilotForCausalLM.from_pretrained(out).save_pretrained(tmp_path / "other", push_to_hub=True)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for advice in (str(refused.value), readme):
+        patterns = ast.literal_eval(re.search(r"ignore_patterns=(\[.*?\])", advice)[1])
+        uploads = {}
+        for folder in (out, out.parent, out / "checkpoint-2"):
+            names = [path.relative_to(folder).as_posix() for path in files if path.is_relative_to(folder)]
+            uploads[folder] = {folder / name for name in filter_repo_objects(names, ignore_patterns=patterns)}
+            assert uploads[folder].isdisjoint(logs)
+        assert uploads[out] == files - of_checkpoints - logs
 
 
 def test_log_reads_checkpoints_too(save_pilot, rows_file, tmp_path, capsys):

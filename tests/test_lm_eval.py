@@ -6,6 +6,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,7 +107,17 @@ def test_at_strength_0_log_likelihoods_are_those_of_hflm_on_the_pilot(kind, max_
 
 
 @both_kinds
-@pytest.mark.parametrize("config", [{}, {"candidates": None}, {"feedback": "predicted"}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"candidates": None},
+        {"feedback": "predicted"},
+        {"rectifier": "linear"},
+        {"fusion": "logit"},
+    ],
+    ids=str,
+)
 def test_log_likelihoods_are_those_of_the_steps_of_a_generation(kind, config, tokenizer):
     pair = build(kind, **config)
     model = CopilotLM(pair, strength=0.5, tokenizer=tokenizer, batch_size=4)
@@ -170,6 +181,36 @@ def test_strength_is_that_of_the_pair_unless_given(tokenizer):
     own, given = (CopilotLM(pair, strength=s, tokenizer=tokenizer) for s in (None, 0.3))
     assert scored(own, "loglikelihood", REQUESTS) == scored(given, "loglikelihood", REQUESTS)
     assert own.get_model_info()["strength"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "limit"),
+    [
+        ("llama", {"max_position_embeddings": 9}, 9),
+        ("t5", {"n_positions": 9}, 9),
+        ("t5", {"n_positions": 9, "max_position_embeddings": 11}, 9),
+        ("t5", {}, HFLM._DEFAULT_MAX_LENGTH),
+    ],
+    ids=str,
+)
+def test_the_length_allowed_is_the_pilots_as_hflm_reads_it(kind, fields, limit, tokenizer):
+    pair = random_pair(kind, pilot=tiny_pilot(kind, vocab_size=128, **fields))
+    ours, theirs = CopilotLM(pair, strength=0, tokenizer=tokenizer), HFLM(pair.pilot, tokenizer=tokenizer)
+    assert ours.max_length == theirs.max_length == limit
+    request = [(" ".join(f"w{i}" for i in range(20)), " w5 w6")]
+    assert_same(scored(ours, "loglikelihood", request), scored(theirs, "loglikelihood", request))
+
+
+def test_answers_fill_the_harness_cache_except_the_windows_of_a_rolling_one(tokenizer):
+    model, kept = CopilotLM(build("llama"), strength=1.0, tokenizer=tokenizer, batch_size=4), {}
+    model.set_cache_hook(
+        SimpleNamespace(add_partial=lambda method, texts, answer: kept.update({(method, texts): answer}))
+    )
+    answers = scored(model, "loglikelihood", REQUESTS)
+    assert kept == {("loglikelihood", texts): answer for texts, answer in zip(REQUESTS, answers, strict=True)}
+    kept.clear()
+    rolling = scored(model, "loglikelihood_rolling", TEXTS)
+    assert kept == {("loglikelihood_rolling", (text,)): answer for text, answer in zip(TEXTS, rolling, strict=True)}
 
 
 # ---- Generation ----
@@ -309,6 +350,26 @@ def test_a_generation_task_is_written_with_the_copilot(folder, tmp_path):
     assert evaluate(folder, tmp_path, "writing", 1.0)["results"]["writing"]["exact_match,none"] == 1.0
     plain = sum(a == b for a, b in zip(answers[0], answers[1.0], strict=True)) / len(QUESTIONS)
     assert evaluate(folder, tmp_path, "writing", 0)["results"]["writing"]["exact_match,none"] == plain
+
+
+def test_a_loaded_copilot_is_attached_to_the_pilot_given_and_takes_its_tokenizer(tmp_path, tokenizer):
+    """Of a Copilot saved alone, whose own Pilot has no name."""
+    build("llama").save_pretrained(tmp_path / "pair")
+    other = tiny_pilot(vocab_size=128, seed=5)
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    model = CopilotLM(str(tmp_path / "pair"), pilot=str(tmp_path / "other"), strength=0, device="cpu")
+    assert_same(
+        scored(model, "loglikelihood", REQUESTS),
+        scored(HFLM(other, tokenizer=tokenizer, logits_cache=False), "loglikelihood", REQUESTS),
+    )
+
+
+def test_a_pilot_given_takes_the_place_of_the_one_saved_beside_the_copilot(folder, tmp_path):
+    other = tiny_pilot(vocab_size=128, seed=5)
+    other.save_pretrained(tmp_path / "other")
+    pair = CopilotLM(folder, pilot=str(tmp_path / "other"), device="cpu").model
+    assert torch.equal(pair.pilot.lm_head.weight, other.lm_head.weight)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
