@@ -233,7 +233,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
         name: partial(quality, name=name, about="--data DATA")
         for name in (
             *("equations", "transfer_equations", "ablation_equations"),
-            *("combined_equations", "context_equations", "tuned_equations"),
+            *("combined_equations", "context_equations", "tuned_equations", "tuned_copilot_equations"),
         )
     },
     **{
