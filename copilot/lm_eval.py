@@ -15,7 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from copilot.cli import classes_of, load_tokenizer, tokenizer_of_pair
 from copilot.data import DataCollator
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
-def limit_of(config: PreTrainedConfig) -> int | None:
+def limit_of(config: PretrainedConfig) -> int | None:
     """Tokens that a model takes, from the fields that HFLM reads; None leaves it to the tokenizer, as there."""
     found = [getattr(config, name, None) for name in ("n_positions", "max_position_embeddings")]
     return next((limit for limit in found if limit is not None), None)
