@@ -48,8 +48,6 @@ inline bool is_larger(const Entry& a, const Entry& b) {
   return a.value > b.value || (!(a.value < b.value) && a.index < b.index);
 }
 
-inline bool is_earlier(const Entry& a, const Entry& b) { return a.index < b.index; }
-
 // Finds the k largest entries, by is_larger.
 //
 // The row is dealt out to kHands hands. The k-th largest of their best entries has k entries that are no smaller, so
@@ -59,39 +57,57 @@ class Largest {
   explicit Largest(int64_t k) : k_(k), room_(2 * k + kBlock) { found_.reserve(room_ + kBlock); }
 
   // Their values and indices, in no particular order; valid until the next call.
-  template <class T>
-  std::vector<Entry>& of(const T* row, int64_t count) {
+  //
+  // On the way `rest(values, start, size)` gets the other entries, as floats and a whole number of vectors at a time,
+  // with kNothing where one is left out: those from `start` on, and at the end (from 0) those that seemed to be among
+  // the largest.
+  template <class T, class Rest>
+  std::vector<Entry>& of(const T* row, int64_t count, Rest&& rest) {
     found_.clear();
-    bar_ = smallest_of_k_hands(row, count);
+    dropped_.clear();
+    bar_ = best_of_hands(row, count);
     is_taken_ = false;
-    alignas(64) float block[kBlock];
-    int64_t start = 0;
-    for (; start + kBlock <= count; start += kBlock) {
-      Floats most = broadcast(kNothing);
-      for (int64_t i = 0; i < kBlock; i += kLanes) {
-        const Floats value = load(row + start + i);
-        store(block + i, value);
-        most = maximum(value, most);
+    alignas(64) float chunk[kRowChunk];
+    for (int64_t start = 0; start < count; start += kRowChunk) {
+      const int64_t end = std::min(start + kRowChunk, count);
+      float* block = chunk;
+      int64_t i = start;
+      for (; i + kBlock <= end; i += kBlock, block += kBlock) {
+        Floats most = broadcast(kNothing);
+        for (int64_t lane = 0; lane < kBlock; lane += kLanes) {
+          const Floats value = load(row + i + lane);
+          store(block + lane, value);
+          most = maximum(value, most);
+        }
+        if (any_lane(passes(most))) take(block, i, kBlock);
       }
-      if (any_lane(passes(most))) add(block, start, kBlock);
+      int64_t size = i - start;
+      if (i < end) {
+        size += read_chunk(row, i, count, block);
+        take(block, i, end - i);
+      }
+      rest(chunk, start, size);
     }
-    read_chunk(row, start, count, block);
-    add(block, start, count - start);
     keep_k();
     for (int64_t i = 0; static_cast<int64_t>(found_.size()) < k_; ++i) {
       const float value = element(row, i);
       if (std::isnan(value)) found_.push_back({value, i});
     }
+    dropped_.resize((dropped_.size() + kLanes - 1) / kLanes * kLanes, kNothing);
+    rest(dropped_.data(), 0, static_cast<int64_t>(dropped_.size()));
     return found_;
   }
+
+  // The largest entry of the row at hand, NaN left aside.
+  float largest() const { return largest_; }
 
  private:
   static constexpr int64_t kBlock = 64;
   static constexpr int64_t kHands = 256;
 
+  // The k-th largest of the hands' best entries.
   template <class T>
-  float smallest_of_k_hands(const T* row, int64_t count) const {
-    if (k_ > kHands) return kNothing;
+  float best_of_hands(const T* row, int64_t count) {
     alignas(64) float best[kHands], dealt[kHands];
     std::fill(best, best + kHands, kNothing);
     const auto deal = [&](const auto* from, int64_t size) {
@@ -100,6 +116,8 @@ class Largest {
     int64_t start = 0;
     for (; start + kHands <= count; start += kHands) deal(row + start, kHands);
     deal(dealt, read_chunk(row, start, count, dealt));
+    largest_ = *std::max_element(best, best + kHands);
+    if (k_ > kHands) return kNothing;
     std::nth_element(best, best + (k_ - 1), best + kHands, [](float a, float b) { return a > b; });
     return best[k_ - 1];
   }
@@ -110,9 +128,11 @@ class Largest {
     return is_taken_ ? value > bar_ : value >= bar_;
   }
 
-  void add(const float* block, int64_t start, int64_t size) {
+  void take(float* block, int64_t start, int64_t size) {
     for (int64_t i = 0; i < size; ++i) {
-      if (passes(block[i])) found_.push_back({block[i], start + i});
+      if (!passes(block[i])) continue;
+      found_.push_back({block[i], start + i});
+      block[i] = kNothing;
     }
     if (static_cast<int64_t>(found_.size()) >= room_) keep_k();
   }
@@ -120,6 +140,7 @@ class Largest {
   void keep_k() {
     if (static_cast<int64_t>(found_.size()) < k_) return;
     std::nth_element(found_.begin(), found_.begin() + (k_ - 1), found_.end(), is_larger);
+    for (auto entry = found_.begin() + k_; entry != found_.end(); ++entry) dropped_.push_back(entry->value);
     found_.resize(k_);
     bar_ = found_.back().value;
     is_taken_ = true;
@@ -127,8 +148,10 @@ class Largest {
 
   int64_t k_, room_;
   std::vector<Entry> found_;  // reserved once
-  float bar_ = kNothing;      // what is smaller is not among the k largest,
-  bool is_taken_ = false;     // nor is what equals it
+  std::vector<float> dropped_;
+  float largest_ = kNothing;
+  float bar_ = kNothing;   // what is smaller is not among the k largest,
+  bool is_taken_ = false;  // nor is what equals it
 };
 
 }  // namespace copilot::COPILOT_TARGET

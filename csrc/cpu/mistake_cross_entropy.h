@@ -1,9 +1,9 @@
 // The Pilot's cross-entropy, its gradient and the compact mistakes it leaves.
 //
-// p^ = exp(z - m) / s with m the largest logit and s = sum exp(z - m). First the kept tokens are found, in two sweeps
-// over the row or one (see Largest), and m is the first of them; the next sweep, from cache as all but the first, sums
-// what is left: the only exponentials of the whole row. Sums run over short runs in float; what is lost when runs are
-// added up is made good (Kahan), and lanes are added in double.
+// p^ = exp(z - m) / s with m the largest logit and s = sum exp(z - m). A first sweep over the row finds m and how large
+// a kept token must be; the second, from cache, finds these and sums what is left (see Largest): the only exponentials
+// of the whole row. Sums run over short runs in float; what is lost when runs are added up is made good (Kahan), and
+// lanes are added in double.
 
 namespace copilot::COPILOT_TARGET {
 
@@ -30,9 +30,31 @@ class SumOfRuns {
   Floats total_{}, excess_{};  // by which the total is too large
 };
 
-struct Sums {
-  double mass = 0.0;    // of exp(z - m)
-  double square = 0.0;  // of its squares
+// exp(z - m) and its squares, added up.
+class Sums {
+ public:
+  // Meanwhile as many elements from `next` on are brought into the cache.
+  template <class T>
+  void add(const float* values, int64_t count, float largest, const T* next) {
+    for (int64_t run = 0; run < count; run += kRun) {
+      const int64_t end = std::min(run + kRun, count);
+      Floats mass{}, square{};
+      for (int64_t i = run; i < end; i += kLanes) {
+        __builtin_prefetch(next + i, 0, 2);
+        const Floats weight = exp(load(values + i) - largest);
+        mass += weight;
+        square += weight * weight;
+      }
+      masses_.add(mass);
+      squares_.add(square);
+    }
+  }
+
+  double mass() const { return masses_.over_lanes(); }
+  double square() const { return squares_.over_lanes(); }
+
+ private:
+  SumOfRuns masses_, squares_;
 };
 
 // Turns the logits in `values` into exp(z - m) and adds them up.
@@ -61,33 +83,6 @@ inline void scale(float* values, int64_t count, float factor) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store(values + i, load(values + i) * factor);
   for (; i < count; ++i) values[i] *= factor;
-}
-
-// Over the tokens that are not kept; `kept` is sorted by index. Meanwhile the row at `next_row` is brought into the
-// cache.
-template <class T>
-inline Sums sums_of_rest(const T* row, int64_t count, const std::vector<Entry>& kept, float largest,
-                         const T* next_row) {
-  SumOfRuns masses, squares;
-  auto next = kept.begin();
-  alignas(64) float chunk[kRowChunk];
-  for (int64_t start = 0; start < count; start += kRowChunk) {
-    const int64_t size = read_chunk(row, start, count, chunk);
-    for (; next != kept.end() && next->index < start + kRowChunk; ++next) chunk[next->index - start] = kNothing;
-    for (int64_t run = 0; run < size; run += kRun) {
-      const int64_t end = std::min(run + kRun, size);
-      Floats mass{}, square{};
-      for (int64_t i = run; i < end; i += kLanes) {
-        __builtin_prefetch(next_row + start + i, 0, 2);
-        const Floats weight = exp(load(chunk + i) - largest);
-        mass += weight;
-        square += weight * weight;
-      }
-      masses.add(mass);
-      squares.add(square);
-    }
-  }
-  return {masses.over_lanes(), squares.over_lanes()};
 }
 
 // Writes the row as floats, and returns the largest of them.
@@ -121,17 +116,17 @@ inline void mistake_of_row(const MistakeCrossEntropy& job, int64_t n, const T* r
   if (job.k == 0) {
     largest = copy_of_row(row, kept, prob);
   } else {
-    std::vector<Entry>& found = search.of(row, job.vocabulary);
+    std::vector<Entry>& found = search.of(row, job.vocabulary, [&](const float* values, int64_t start, int64_t count) {
+      rest.add(values, count, search.largest(), next_row + start);
+    });
     std::sort(found.begin(), found.end(), is_larger);
-    largest = found[0].value;
+    largest = search.largest();
     for (int64_t j = 0; j < kept; ++j) {
       job.top_index[n * kept + j] = found[j].index;
       prob[j] = found[j].value;
     }
-    std::sort(found.begin(), found.end(), is_earlier);
-    rest = sums_of_rest(row, job.vocabulary, found, largest, next_row);
   }
-  const double total = exponentials(prob, kept, largest) + rest.mass;
+  const double total = exponentials(prob, kept, largest) + rest.mass();
   const float factor = static_cast<float>(1.0 / total);
   scale(prob, kept, factor);
   const float target = element(row, job.labels[n]);
@@ -139,8 +134,8 @@ inline void mistake_of_row(const MistakeCrossEntropy& job, int64_t n, const T* r
   job.largest_and_total[2 * n] = largest;
   job.largest_and_total[2 * n + 1] = static_cast<float>(total);
   job.target_prob[n] = exp(target - largest) * factor;
-  job.rest_mass[n] = static_cast<float>(rest.mass / total);
-  job.rest_square[n] = static_cast<float>(rest.square / (total * total));
+  job.rest_mass[n] = static_cast<float>(rest.mass() / total);
+  job.rest_square[n] = static_cast<float>(rest.square() / (total * total));
 }
 
 inline void no_mistake(const MistakeCrossEntropy& job, int64_t n) {

@@ -6,7 +6,7 @@ namespace copilot::COPILOT_TARGET::sampling {
 inline void keep_top_k(float* scores, int64_t count, int64_t k) {
   Largest largest(k);
   float smallest = std::numeric_limits<float>::infinity();
-  for (const Entry& kept : largest.of(scores, count)) smallest = std::min(smallest, kept.value);
+  for (const Entry& kept : largest.of(scores, count, [](auto...) {})) smallest = std::min(smallest, kept.value);
   for (int64_t i = 0; i < count; ++i) scores[i] = scores[i] >= smallest ? scores[i] : kNothing;
 }
 
