@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 
 from copilot.config import CONTEXT_LAYERS, FEEDBACKS, TABLES, VISIBILITIES
 from copilot.evaluation import MAX_NEW_TOKENS
-from copilot.ops.candidate_loss import LOSSES
+from copilot.ops.candidate_loss import LOSSES, check_loss
 from copilot.ops.pool_layers import POOLINGS
 from copilot.ops.rectify import FUSIONS, RECTIFIERS
 from copilot.tasks import TASKS
@@ -78,6 +78,7 @@ class CopilotArguments:
     def __post_init__(self) -> None:
         if self.copilot_lora_r < 0:
             raise ValueError(f"copilot_lora_r must be at least 0; got {self.copilot_lora_r}")
+        check_loss(self.copilot_loss, self.rectifier)
 
 
 @dataclass

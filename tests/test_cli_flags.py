@@ -19,6 +19,7 @@ from copilot.cli_arguments import CopilotArguments, PilotArguments
         (["--copilot_layers", "0"], "copilot_layers must be a number"),
         (["--lora_r", "4"], "lora_r is 4, but use_peft is False"),
         (["--use_peft", "--freeze_pilot"], "use_peft and freeze_pilot are both True"),
+        (["--copilot_loss", "ce", "--rectifier", "linear"], "loss='ce' needs rectifier='simplex'"),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch, flags, named):
