@@ -287,21 +287,21 @@ def _encode_messages(
 
 def _turns(messages: list[dict[str, Any]], render: Callable[..., str]) -> list[tuple[str, bool]]:
     """Cut the rendered conversation where the assistant starts and stops: [(text, from_assistant), ...]."""
-    turns: list[tuple[str, bool]] = []
-    done = ""
+    rendered: list[tuple[str, bool]] = []
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        asked = render(messages[:index], add_generation_prompt=True) if index else ""
-        for text, from_assistant in ((asked, False), (render(messages[: index + 1]), True)):
-            if not text.startswith(done):
-                raise ValueError(
-                    f"the chat_template of processing_class changes earlier turns when message {index} is added, so "
-                    "the assistant's tokens cannot be located; give the columns prompt and completion instead"
-                )
-            turns.append((text[len(done) :], from_assistant))
-            done = text
-    return [*turns, (render(messages)[len(done) :], False)]
+        if message["role"] == "assistant":
+            asked = render(messages[:index], add_generation_prompt=True) if index else ""
+            rendered += [(asked, False), (render(messages[: index + 1]), True)]
+    turns, done = [], ""
+    for text, from_assistant in [*rendered, (render(messages), False)]:
+        if not text.startswith(done):
+            raise ValueError(
+                "the chat_template of processing_class changes earlier turns when a later message is added, so that "
+                "no token can be told to be the assistant's; give the columns prompt and completion instead"
+            )
+        turns.append((text[len(done) :], from_assistant))
+        done = text
+    return turns
 
 
 def _renderer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:

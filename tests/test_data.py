@@ -132,8 +132,16 @@ def test_a_stream_is_refused_before_it_is_read(tokenizer):
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages | length }}" + tokenizer.chat_template)
-    with pytest.raises(ValueError, match="changes earlier turns when message 1 is added"):
+    with pytest.raises(ValueError, match="changes earlier turns when a later message is added"):
         prepare_dataset([{"messages": CONVERSATION}], tokenizer, assistant_only_loss=True)
+
+
+def test_a_template_that_drops_thoughts_once_the_user_speaks_again_is_refused(tokenizer, monkeypatch):
+    template = "{% for m in messages %}{{ m.content }} {% if loop.last and m.role == 'assistant' %}w9 {% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template + "{% endfor %}")
+    assert tokenizer.decode(prepare_dataset([{"messages": CONVERSATION[:2]}], tokenizer)[0]["input_ids"]).endswith("w9")
+    with pytest.raises(ValueError, match="changes earlier turns when a later message is added"):
+        prepare_dataset([{"messages": CONVERSATION[:3]}], tokenizer)
 
 
 def test_tokenised_rows_are_taken_as_they_are_and_need_no_tokenizer():
