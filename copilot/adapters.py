@@ -1,4 +1,4 @@
-"""What a Pilot's adapters change when it is loaded and saved."""
+"""What a Pilot's adapters change when it is loaded and saved, and what a save leaves of an earlier one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from peft import PeftConfig, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.save_and_load import load_peft_weights
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 
 def has_adapters(pilot: PreTrainedModel) -> bool:
@@ -69,3 +70,12 @@ def discard_other_kind(folder: Path, pilot: PreTrainedModel) -> None:
     for pattern in ("model*.safetensors*", "config.json") if has_adapters(pilot) else ("adapter_*",):
         for path in folder.glob(pattern):
             path.unlink()
+
+
+def discard_older_weights(folder: Path) -> None:
+    """Delete weights saved before in one file beside those in shards, which would be loaded instead of these.
+
+    transformers itself deletes older shards.
+    """
+    if any(folder.glob("model-*-of-*.safetensors")):
+        (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)

@@ -17,7 +17,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from transformers.cache_utils import Cache
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, logging
 
-from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapters, restore_adapter
+from copilot.adapters import (
+    check_pilot_survives,
+    discard_older_weights,
+    discard_other_kind,
+    has_adapters,
+    restore_adapter,
+)
 from copilot.building import build_copilot, check_attachable, checksum_of, is_another
 from copilot.cache import CopilotCache
 from copilot.config import CopilotConfig
@@ -171,6 +177,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             of_pilot = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
             self.pilot.save_pretrained(folder, **of_pilot, **options("pilot"))
             discard_other_kind(folder, self.pilot)
+            discard_older_weights(folder)
         elif has_adapters(self.pilot) or any(parameter.requires_grad for parameter in self.pilot.parameters()):
             logger.warning(
                 "The Pilot has trainable weights or adapters that are not saved with its Copilot; "
@@ -180,6 +187,7 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
             logger.warning(f"{folder} is of an earlier save, and from_pretrained will attach the Copilot to it.")
         self.generation_config.save_pretrained(save_directory)
         self.copilot.save_pretrained(save_directory, **kwargs, **options("copilot"))
+        discard_older_weights(Path(save_directory))
 
     @classmethod
     def from_pretrained(

@@ -522,6 +522,18 @@ def test_a_large_pilot_is_sharded(tmp_path):
     assert len(list((tmp_path / "pilot").glob("model-*.safetensors"))) > 1
 
 
+@pytest.mark.parametrize("sizes", [("5GB", "20KB"), ("20KB", "5GB")], ids=["in-shards", "in-one-file"])
+def test_weights_take_the_place_of_those_saved_before(tmp_path, sizes):
+    pair = random_pair()
+    for size in sizes:
+        with torch.no_grad():
+            for parameter in pair.parameters():
+                parameter.add_(1.0)
+        pair.save_pretrained(tmp_path, save_pilot=True, max_shard_size=size)
+    loaded = pair_class("llama").from_pretrained(tmp_path).state_dict()
+    assert [name for name, value in pair.state_dict().items() if not torch.equal(loaded[name], value)] == []
+
+
 @pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_a_pair_is_in_the_mode_of_its_pilot_and_calibrating_leaves_it_there(tmp_path, kind):
     def modes(pair: torch.nn.Module) -> set[bool]:
