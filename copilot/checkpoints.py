@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
+from peft import PeftConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from copilot.model import CopilotModel
 from copilot.pair import PilotCopilotModel
 
 ADAPTER_PREFIX = "base_model.model."  # save_pretrained writes it before each name of an adapter
+ADAPTER_CHOICES = ("lora_alpha", "alpha_pattern", "use_rslora", "lora_dropout")  # which its weights do not show
 
 
 def check_resumable(checkpoint: Path, config: CopilotConfig, groups: list[int], process: int, processes: int) -> None:
@@ -34,8 +36,8 @@ def check_resumable(checkpoint: Path, config: CopilotConfig, groups: list[int], 
     if missing:
         raise ValueError(f"no {', '.join(missing)}")
     saved_config = CopilotConfig.from_pretrained(checkpoint)
-    for name in DESIGN:
-        saved_choice, choice = getattr(saved_config, name), getattr(config, name)
+    for name in (*DESIGN, "lora"):
+        saved_choice, choice = getattr(saved_config, name), _as_saved(getattr(config, name))
         if saved_choice != choice:
             raise ValueError(f"its Copilot has {name}={saved_choice!r}, this run's has {choice!r}")
     logs = len(list(checkpoint.glob("mistake_log_*.safetensors")))
@@ -66,6 +68,8 @@ def read_weights(pair: PilotCopilotModel, directory: Path) -> tuple[dict[str, Te
         saved = load_file(directory / "pilot" / "adapter_model.safetensors")
         pilot = {name.removeprefix(ADAPTER_PREFIX): tensor for name, tensor in saved.items()}
         check_equal_shapes("Pilot's adapter", pilot, pair.pilot.get_adapter_state_dict())
+        adapter = pair.pilot.peft_config[pair.pilot.active_adapters()[0]]
+        check_equal_choices(PeftConfig.from_pretrained(directory / "pilot"), adapter)
     else:
         pilot = read_model(type(pair.pilot), directory / "pilot")
         check_equal_shapes("Pilot", pilot, pair.pilot.state_dict())
@@ -90,6 +94,19 @@ def check_equal_shapes(owner: str, saved: dict[str, Tensor], current: dict[str, 
             f"its {owner} has the weights {sorted(saved_shapes - current_shapes)[:3]}, "
             f"this run's has {sorted(current_shapes - saved_shapes)[:3]}"
         )
+
+
+def check_equal_choices(saved: PeftConfig, current: PeftConfig) -> None:
+    """Raise ValueError where the Pilot's adapter would act otherwise than the saved one with the same weights."""
+    for name in ADAPTER_CHOICES:
+        saved_choice, choice = getattr(saved, name, None), _as_saved(getattr(current, name, None))
+        if saved_choice != choice:
+            raise ValueError(f"its Pilot's adapter has {name}={saved_choice!r}, this run's has {choice!r}")
+
+
+def _as_saved(value: Any) -> Any:
+    """What a JSON file makes of a value: a list of a tuple or a set."""
+    return json.loads(json.dumps(value, default=sorted))
 
 
 def write_weights(pair: PilotCopilotModel, copilot: dict[str, Tensor], pilot: dict[str, Tensor]) -> None:

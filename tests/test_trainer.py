@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,22 @@ def test_gradients_are_clipped_per_model(make_pair, make_trainer):
     for part in ("pilot.", "copilot."):
         norm = torch.stack([gradient.norm() for name, gradient in kept.items() if name.startswith(part)]).norm()
         assert norm.item() == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_the_logged_norm_is_that_of_both_gradients(make_pair, make_trainer):
+    pair = make_pair()
+    trainer = make_trainer(
+        pair, max_steps=1, logging_strategy="steps", logging_steps=1, max_grad_norm=1e9
+    )  # too large to clip anything
+    kept: dict[str, torch.Tensor] = {}
+    trainer.add_callback(KeepGradients(pair, kept))
+    trainer.train()
+    norms = [
+        torch.stack([gradient.norm() for name, gradient in kept.items() if name.startswith(part)]).norm().item()
+        for part in ("pilot.", "copilot.")
+    ]
+    assert min(norms) > 0
+    assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(math.hypot(*norms), rel=1e-4)
 
 
 def test_each_model_has_its_own_learning_rate_and_decay(make_trainer):
@@ -635,7 +652,9 @@ def test_a_damaged_checkpoint_is_one_error_and_changes_nothing(make_pair, make_t
         ({"pair": {"rectifier": "linear"}}, "its Copilot has rectifier='linear'"),
         ({"pair": {"candidates": 4}}, "its Copilot has candidates=4, this run's has 8"),
         ({"pair": {"layers": 3}}, "its optimizer has groups of"),
+        ({"pair": {"lora": {"r": 2, "target_modules": ["q_proj"]}}}, r"its Copilot has lora=\{'r': 2, "),
         ({"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}, "its Pilot's adapter has the weights"),
+        ({"peft_config": replace(PILOT_LORA, lora_alpha=64)}, "its Pilot's adapter has lora_alpha=64, this run's has"),
         ({"log_rounds": 5}, "capacity of the saved log is 10"),
     ],
 )
