@@ -24,7 +24,7 @@ def weighted_rows(index: Tensor | None, value: Tensor, table: Tensor) -> Tensor:
 def row_products(hidden: Tensor, index: Tensor | None, table: Tensor) -> Tensor:
     """<hidden_n, table[index_nj]>: hidden (N, w), index (N, k), table (V, w) -> (N, k); index None means all V rows."""
     if index is None:
-        return F.linear(hidden, table.to(hidden.dtype))
+        return F.linear(hidden.to(table.dtype), table).to(hidden.dtype)  # a cast table would be a second V x w
     return torch.einsum("nw,nkw->nk", hidden, F.embedding(index, table).to(hidden.dtype))
 
 
