@@ -6,13 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-
-
-def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast the parameters in place, and only those: `model.to(dtype)` would round the rotary frequencies too."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def packaged_smollm2(folder: str | Path) -> str:

@@ -54,7 +54,6 @@ def test_the_last_item_is_the_test_and_the_one_before_the_validation() -> None:
 
 def test_training_predicts_every_remaining_item_with_a_history() -> None:
     assert SEQUENCES.leave_one_out("train") == [NextItem(1, (1,), 2), NextItem(1, (1, 2), 3)]
-    assert SEQUENCES.training_items() == [(1, 2, 3), (5,)]
 
 
 def test_an_unknown_split_is_refused() -> None:

@@ -37,10 +37,6 @@ class ItemSequences:
     items: tuple[tuple[int, ...], ...]
     n_items: int
 
-    def training_items(self) -> list[tuple[int, ...]]:
-        """For each user all items but the last two: the plain sequences a model is trained on from scratch."""
-        return [items[:-2] for items in self.items]
-
     def leave_one_out(self, split: SequenceSplit) -> list[NextItem]:
         """The predictions of a split: the last item of each user is the test, the one before it the validation.
 
