@@ -132,6 +132,18 @@ def test_an_answer_is_right_or_wrong_by_the_task(pair, tokenizer, monkeypatch):
     assert compared.metrics["answer accuracy"].b.mean == 0.5
 
 
+def test_prompts_of_like_length_are_written_together(pair, tokenizer, monkeypatch):
+    widths = []
+
+    def generate(**options):
+        widths.append(options["input_ids"].shape[1])
+        return options["input_ids"]
+
+    monkeypatch.setattr(pair, "generate", generate)
+    complete(pair, tokenizer, ["w1 w2 w3 w4", "w1", "w2 w3 w4 w5", "w3"], batch_size=2)
+    assert widths == [widths[0], widths[0] + 3]
+
+
 def test_a_completion_may_end_with_the_token_that_ends_every_row(pair, tokenizer):
     (text,) = complete(pair, tokenizer, PROMPTS[:1], strength=1.0, max_new_tokens=4, do_sample=False)
     for completion, is_exact in ((text, True), (f"{text} <eos>", True), (f"{text} w1 <eos>", False)):

@@ -54,6 +54,14 @@ def test_a_pilot_that_was_compiled_as_a_whole_and_has_run_alone_is_read_all_the_
     assert torch.equal(pair.generate(ids, **options), expected)
 
 
+def test_no_more_states_are_kept_than_asked_for():
+    pair = random_pair()
+    with torch.no_grad(), pair.tap(tail=1) as tapped:
+        pair.pilot(random_ids(2, 16))
+    assert [hidden.shape[:2] for hidden in tapped.hidden] == [(2, 1)] * len(tapped.hidden) != []
+    assert all(hidden.untyped_storage().nbytes() == hidden.nbytes for hidden in tapped.hidden)
+
+
 def test_a_forward_whose_hooks_do_not_run_is_refused():
     pair = random_pair()
     with pytest.raises(RuntimeError, match="without their hooks"), pair.tap():
