@@ -74,9 +74,16 @@ class Held:
 
     @classmethod
     def of(cls, pair: PilotCopilotModel, passed: PilotPass) -> Held:
-        """Of a forward of the Pilot: of `pair`'s own, or of the same Pilot in another pair."""
+        """Of a forward of the Pilot: of `pair`'s own, or of the same Pilot in another pair.
+
+        Raises:
+            FloatingPointError: NaN in the Pilot's logits or the Copilot's corrections, as after a training that failed.
+        """
         _, round_ = pair.round_of(passed)
-        return cls(round_.mistakes.cpu(), pair.predict(round_).cpu(), round_.lengths.cpu())
+        delta = pair.predict(round_)
+        if torch.isnan(delta).any():
+            raise FloatingPointError("the corrections of the Copilot are NaN")
+        return cls(round_.mistakes.cpu(), delta.cpu(), round_.lengths.cpu())
 
 
 def supervision_of(pair: PilotCopilotModel, batch: dict[str, Tensor]) -> Tensor:
@@ -236,6 +243,7 @@ def calibrate(
 
     Raises:
         ValueError: an empty or unsupervised dataset, or unknown columns.
+        FloatingPointError: NaN in the Pilot's logits or the Copilot's corrections.
     """
     supervised = {"completion_only_loss": completion_only_loss, "assistant_only_loss": assistant_only_loss}
     data = batches(pair, dataset, processing_class, batch_size, max_length, **supervised)

@@ -112,6 +112,8 @@ class RectifiedGeneration(GenerationMixin):
             self.pilot_tables(),
             cache,
         )[:, 0]
+        if context is not None and torch.isnan(delta).any():
+            raise FloatingPointError("the corrections of the Copilot for the prompt are NaN")
         value = -top_prob
         if config.feedback == "predicted":
             value, _ = predicted_mistake(top_prob, mistakes.rest_mass, delta, config.rectifier)
@@ -133,9 +135,13 @@ class RectifiedGeneration(GenerationMixin):
 
         Raises:
             ValueError: a strength out of range, or a way of decoding that cannot carry the Copilot's state
-                (use_cache=False, chunked prefill, assisted and prompt-lookup decoding, a used cache).
+                (use_cache=False, also of gradient checkpointing in training mode, chunked prefill, assisted and
+                prompt-lookup decoding, a used cache).
+            FloatingPointError: logits or corrections for the prompt that are NaN.
         """
         refuse(kwargs)
+        if self.pilot.training and getattr(self.pilot, "is_gradient_checkpointing", False):
+            raise ValueError("gradient checkpointing keeps no cache in training mode: call pair.eval() first")
         with self.tap.hooks():
             return super().generate(*args, strength=self._resolve_strength(strength), **kwargs)
 

@@ -275,3 +275,13 @@ def test_calibrating_counts_the_tokens_that_were_trained(tokenizer):
         found = calibrate(pair, rows, tokenizer, assistant_only_loss=assistant_only)
         assert found.pilot.tokens.tolist() == [supervised]
         assert found.strength == calibrate(pair, prepared).strength
+
+
+@pytest.mark.parametrize("fusion", ["probability", "logit"])
+def test_corrections_that_are_nan_are_an_error_and_leave_the_strength(fusion):
+    pair = random_pair("llama", fusion=fusion, strength=0.5)
+    with torch.no_grad():
+        pair.copilot.head.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="corrections of the Copilot are NaN"):
+        calibrate(pair, rows_of("llama"))
+    assert pair.config.strength == 0.5

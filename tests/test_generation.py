@@ -422,3 +422,21 @@ def test_a_prompt_with_nan_logits_is_an_error(kind):
     pair.get_output_embeddings().weight.data[5] = float("nan")
     with pytest.raises(FloatingPointError, match="NaN"):
         pair.generate(**prompts(), max_new_tokens=2)
+
+
+@both_kinds
+def test_corrections_of_a_prompt_that_are_nan_are_an_error(kind):
+    pair = random_pair(kind)
+    with torch.no_grad():
+        pair.copilot.head.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="corrections of the Copilot"):
+        pair.generate(**prompts(), max_new_tokens=2)
+
+
+def test_a_training_pilot_that_keeps_no_cache_is_refused():
+    """Plain transformers goes on without, and each step sees the last token alone."""
+    pair = random_pair("llama").train()
+    pair.pilot.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match=r"keeps no cache in training mode: call pair\.eval\(\) first"):
+        pair.generate(**prompts(), max_new_tokens=2)
+    pair.eval().generate(**prompts(), max_new_tokens=2)
