@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from datasets.utils import tqdm
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from copilot.conversations import messages_of, renderer, turns
 from copilot.loss import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -76,12 +76,13 @@ def prepare_dataset(
 
     Raises:
         ValueError: an empty dataset, unknown columns, a missing tokenizer, chat template or end-of-sequence token,
-            messages without role or without content and tool calls, tools that are not JSON, a chat template that
-            refuses a conversation or does not render it turn by turn, or no supervised token in any row.
+            tokenised rows of several texts each (which their position_ids or seq_lengths tell), messages without role
+            or without content and tool calls, tools that are not JSON, a chat template that refuses a conversation or
+            does not render it turn by turn, or no supervised token in any row.
         TypeError: neither a dataset nor rows, such as a `DatasetDict` of several splits.
     """
-    if max_length < 2:
-        raise ValueError(f"max_length is {max_length}, expected at least 2")
+    if max_length is None or max_length < 2:
+        raise ValueError(f"max_length is {max_length}, expected at least 2 (a large number cuts nothing)")
     rows = _as_rows(dataset)
     if len(rows) == 0:
         raise ValueError(f"dataset is empty, expected rows with the columns {DECODER_ONLY_COLUMNS}")
@@ -240,8 +241,8 @@ def _question_and_answer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerB
     """The tokens of the messages of a prompt and of a completion, as the chat template writes them."""
     if tokenizer.chat_template is None:
         raise ValueError("processing_class has no chat_template, which messages in the column prompt need")
-    question, answer = _messages(row, "prompt"), _messages(row, "completion")
-    render = _renderer(row, tokenizer)
+    question, answer = messages_of(row, "prompt"), messages_of(row, "completion")
+    render = renderer(row, tokenizer)
     asked = render(question, add_generation_prompt=True)
     whole = render(question + answer)
     if not whole.startswith(asked):
@@ -277,56 +278,12 @@ def _encode_messages(
 ) -> dict[str, Any]:
     input_ids: list[int] = []
     labels: list[int] = []
-    for text, from_assistant in _turns(_messages(row, "messages"), _renderer(row, tokenizer)):
+    for text, from_assistant in turns(messages_of(row, "messages"), renderer(row, tokenizer)):
         # Turns are tokenised apart, where generation starts and ends: no token straddles a border.
         tokens = tokenizer(text, add_special_tokens=False).input_ids  # the template wrote the special tokens
         input_ids += tokens
         labels += tokens if from_assistant or not assistant_only_loss else [IGNORE_INDEX] * len(tokens)
     return _without_beginning(input_ids, labels, tokenizer, max_length)
-
-
-def _turns(messages: list[dict[str, Any]], render: Callable[..., str]) -> list[tuple[str, bool]]:
-    """Cut the rendered conversation where the assistant starts and stops: [(text, from_assistant), ...]."""
-    rendered: list[tuple[str, bool]] = []
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            asked = render(messages[:index], add_generation_prompt=True) if index else ""
-            rendered += [(asked, False), (render(messages[: index + 1]), True)]
-    turns, done = [], ""
-    for text, from_assistant in [*rendered, (render(messages), False)]:
-        if not text.startswith(done):
-            raise ValueError(
-                "the chat_template of processing_class changes earlier turns when a later message is added, so that "
-                "no token can be told to be the assistant's; give the columns prompt and completion instead"
-            )
-        turns.append((text[len(done) :], from_assistant))
-        done = text
-    return turns
-
-
-def _renderer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
-    """`_render` with what the row has for the chat template besides messages."""
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the column tools holds {tools!r}, expected JSON: {error}") from error
-    return partial(_render, tokenizer=tokenizer, options={"tools": tools, **(row.get("chat_template_kwargs") or {})})
-
-
-def _render(
-    messages: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-    add_generation_prompt: bool = False,
-) -> str:
-    """The messages as the chat template writes them."""
-    given = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-    try:
-        return str(tokenizer.apply_chat_template(messages, **given, **options))
-    except (TemplateError, TypeError) as error:  # TypeError: parts of a content, say, where the template adds strings
-        raise ValueError(f"the chat_template of processing_class refuses {messages!r}: {error}") from error
 
 
 def _encode_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
@@ -338,6 +295,11 @@ def _crop_tokens(
     row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, max_length: int, is_encoder_decoder: bool
 ) -> dict[str, Any]:
     input_ids, labels = row["input_ids"], row["labels"]
+    positions = row.get("position_ids") or []
+    if any(later <= earlier for earlier, later in pairwise(positions)) or len(row.get("seq_lengths") or []) > 1:
+        raise ValueError(
+            "position_ids or seq_lengths pack several texts in a row, which would be taken for one; unpack"
+        )
     mask = row.get("attention_mask") or [1] * len(input_ids)
     if len(mask) != len(input_ids):
         raise ValueError(f"{len(input_ids)} input_ids and {len(mask)} in attention_mask, expected equally many")
@@ -363,17 +325,6 @@ def _string(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(row[column], str):
         raise ValueError(f"the column {column} holds {type(row[column]).__name__}, expected strings")
     return row[column]
-
-
-def _messages(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
-    messages = row[column]
-    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        raise ValueError(f"the column {column} holds {messages!r}, expected lists of {{role, content}}")
-    for message in messages:
-        if not isinstance(message.get("role"), str) or not {"content", "tool_calls"} & message.keys():
-            expected = "{role, content} or {role, tool_calls}"
-            raise ValueError(f"the column {column} holds the message {message!r}, expected {expected}")
-    return messages
 
 
 def _begins(tokens: list[int], tokenizer: PreTrainedTokenizerBase | None) -> bool:

@@ -92,6 +92,18 @@ def test_only_the_assistant_is_supervised_on_request(tokenizer):
     assert decoded(tokenizer, rows[0])[1] == "w2 w3 <end> w5 <end>"
 
 
+def test_what_the_template_writes_before_an_assistant_that_speaks_first_is_not_supervised(tokenizer, monkeypatch):
+    raw = [{"messages": CONVERSATION[1:]}]
+    monkeypatch.setattr(tokenizer, "chat_template", "w9 w8" + tokenizer.chat_template)
+    rows = prepare_dataset(raw, tokenizer, assistant_only_loss=True)
+    assert rows[0]["input_ids"] == tokenizer.apply_chat_template(CONVERSATION[1:])["input_ids"]
+    assert decoded(tokenizer, rows[0])[1] == "w2 w3 <end> w5 <end>"
+    rewritten = tokenizer.chat_template.replace("%} <assistant>{%", "%} <assistant> w7{%")
+    monkeypatch.setattr(tokenizer, "chat_template", rewritten)
+    with pytest.raises(ValueError, match="the first words of the assistant cannot be located"):
+        prepare_dataset(raw, tokenizer, assistant_only_loss=True)
+
+
 def test_what_follows_the_last_answer_is_kept_unsupervised(tokenizer):
     rows = prepare_dataset([{"messages": CONVERSATION[:3]}], tokenizer, assistant_only_loss=True)
     assert rows[0]["input_ids"] == tokenizer.apply_chat_template(CONVERSATION[:3])["input_ids"]
@@ -148,6 +160,16 @@ def test_tokenised_rows_are_taken_as_they_are_and_need_no_tokenizer():
     raw = [{"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]}]
     assert prepare_dataset(raw, None)[0] == raw[0]
     assert prepare_dataset(raw, None, max_length=3)[0] == {"input_ids": [6, 7, 8], "labels": [IGNORED, 7, 8]}
+
+
+@pytest.mark.parametrize("packed", [{"position_ids": [0, 1, 0, 1]}, {"seq_lengths": [2, 2]}], ids=list)
+def test_several_texts_packed_in_a_row_are_refused(packed):
+    """As by the pair's forward: they would attend to each other."""
+    tokens = {"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}
+    with pytest.raises(ValueError, match="pack several texts in a row"):
+        prepare_dataset([tokens | packed], None)
+    one = tokens | {"position_ids": [0, 1, 2, 3], "seq_lengths": [4]}
+    assert prepare_dataset([one], None)[0] == tokens | {"labels": [IGNORED, 6, 7, 8]}
 
 
 def test_tokenised_rows_keep_the_beginning_of_sequence_of_a_tokenizer(tokenizer):
