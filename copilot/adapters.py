@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, set_peft_model_state_dict
+from peft import PeftConfig, PeftType, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.save_and_load import load_peft_weights
 from transformers import PreTrainedModel
@@ -30,6 +30,17 @@ def inject_adapter(pilot: PreTrainedModel, peft_config: PeftConfig) -> None:
             parameter.requires_grad_(was_trainable)
         pilot._hf_peft_config_loaded = False
         raise
+
+
+def check_restorable(config: PeftConfig) -> None:
+    """Raise ValueError for adapters that cannot be saved, or that come back as others."""
+    start = getattr(config, "init_lora_weights", None)
+    if isinstance(start, str) and start.startswith("pissa_niter"):
+        raise ValueError(f"init_lora_weights is {start!r}: loading draws another decomposition; 'pissa' is exact")
+    if config.peft_type == PeftType.RANDLORA:
+        raise ValueError("RandLoRA is not supported: its layers share tensors, which cannot be saved")
+    if getattr(config, "layer_replication", None):
+        raise ValueError("layer_replication is not supported: the Copilot reads the Pilot's original layers")
 
 
 def restore_adapter(pilot: PreTrainedModel, source: str, **hub: Any) -> None:

@@ -47,6 +47,8 @@ def build_copilot(
     available = decoder_layers(source)
     picked = pick_layers(layers, len(available))
     lora = config.pop("lora", None)
+    if pilot.get_output_embeddings() is None:
+        raise ValueError(f"pilot must be a language model with its head; got a {type(pilot).__name__}")
     copilot_config = CopilotConfig(
         decoder=copilot_decoder_config(source_config, len(picked)),
         vocab_size=pilot.get_output_embeddings().weight.shape[0],

@@ -86,6 +86,8 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         self.pilot = pilot
         self.copilot = copilot
         self.config = copilot.config
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # which Trainer compares with the tokenizer's
+            setattr(self.config, name, getattr(pilot.config, name, None))
         self.generation_config = pilot.generation_config
         self.tap = PilotTap(pilot, copilot.config.context_layers)
         self.mistake_log: MistakeLog | None = None

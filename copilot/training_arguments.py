@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
 
-from copilot.adapters import check_pilot_survives, has_adapters
+from copilot.adapters import check_pilot_survives, check_restorable, has_adapters
+from copilot.building import check_attachable
 from copilot.mistake_log import HIDDEN_DTYPES
 from copilot.ops.rectify import check_choice
 from copilot.pair_base import PilotCopilotModel
@@ -22,6 +23,7 @@ UNSUPPORTED = (
     "label_smoothing_factor",
     *("use_liger_kernel", "liger_kernel_config"),
     "neftune_noise_alpha",
+    *("bf16_full_eval", "fp16_full_eval"),
     *("fsdp", "fsdp_config", "deepspeed"),
 )
 
@@ -94,6 +96,11 @@ class CopilotTrainingArguments(TrainingArguments):
             )
         if self.neftune_noise_alpha is not None:
             raise ValueError(f"neftune_noise_alpha is {self.neftune_noise_alpha}, expected None: it adds noise to X~")
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is True, expected False: it would round the weights that are trained")
+        if self.max_length is None:
+            raise ValueError("max_length is None, expected a number (a large one cuts nothing)")
         if self.log_rounds < 1:
             raise ValueError(f"log_rounds must be at least 1; got {self.log_rounds}")
         check_choice("log_hidden_dtype", self.log_hidden_dtype, tuple(HIDDEN_DTYPES))
@@ -105,8 +112,9 @@ def check_training(model: PilotCopilotModel, args: CopilotTrainingArguments, pef
     """Raise ValueError for a pair that cannot be trained so; warn of adapters on a Pilot that was not loaded by name.
 
     That is a model that is no pair, arguments of another class, several GPUs in one process, adapters that were not
-    added by the Pilot's own `add_adapter`, a Pilot that has several active ones or both adapters and a `peft_config`,
-    or one that was loaded from where the pair would be saved.
+    added by the Pilot's own `add_adapter` or cannot be saved and loaded again, a Pilot that has several active ones or
+    both adapters and a `peft_config`, that has another vocabulary by now, or that was loaded from where the pair would
+    be saved.
     """
     if not isinstance(model, PilotCopilotModel):
         raise ValueError(f"model is a {type(model).__name__}, expected a pair (PilotCopilotForCausalLM.from_pilot)")
@@ -124,6 +132,9 @@ def check_training(model: PilotCopilotModel, args: CopilotTrainingArguments, pef
     if len(adapters) > 1:
         raise ValueError(f"the Pilot has the active adapters {adapters}, expected one: choose with pilot.set_adapter")
     adapted = peft_config is not None or bool(adapters)
+    for config in [peft_config] if peft_config is not None else [model.pilot.peft_config[name] for name in adapters]:
+        check_restorable(config)
+    check_attachable(model.pilot, model.config)
     check_pilot_survives(Path(args.output_dir), model.pilot, adapted)
     if adapted and not model.pilot.name_or_path:
         logger.warning(

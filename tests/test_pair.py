@@ -20,13 +20,14 @@ from builders import (
     dense_rectified,
     layer_outputs,
     onehot,
+    pair_class,
     prompts,
     random_ids,
     random_pair,
     tiny_pilot,
 )
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, LlamaForSequenceClassification
 
 from copilot import MistakeLog
 from copilot.cache import CopilotCache
@@ -435,3 +436,8 @@ def test_without_a_correction_a_pair_steps_as_its_pilot(kind, own):
     assert isinstance(before.past_key_values, CopilotCache) is not own
     after = pair(**text | {name: ids[:, 5:]}, past_key_values=before.past_key_values, strength=0)
     torch.testing.assert_close(torch.cat([before.logits, after.logits], dim=1), expected)
+
+
+def test_a_pilot_without_a_language_models_head_is_refused():
+    with pytest.raises(ValueError, match="a language model with its head; got a LlamaForSequenceClassification"):
+        pair_class("llama").from_pilot(LlamaForSequenceClassification(tiny_pilot("llama").config))

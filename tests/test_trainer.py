@@ -12,8 +12,8 @@ import pytest
 import torch
 from builders import TEXT_ROWS
 from huggingface_hub import ModelCard
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from peft import LoraConfig, PromptTuningConfig, RandLoraConfig, get_peft_model
+from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, trainer_utils
 
 from copilot import MistakeLog, PilotCopilotForCausalLM, PilotCopilotForSeq2SeqLM
 from copilot import trainer as trainer_module
@@ -681,6 +681,8 @@ def test_a_foreign_checkpoint_is_one_error_and_changes_nothing(make_pair, make_t
         {"copilot_updates": 0},
         {"use_liger_kernel": True},
         {"neftune_noise_alpha": 5.0},
+        {"bf16_full_eval": True},
+        {"max_length": None},
         {"log_rounds": 0},
         {"log_hidden_dtype": "fp16"},
     ],
@@ -718,6 +720,40 @@ def test_adapters_that_transformers_cannot_save_are_refused(make_pair, make_trai
     for pair in (wrapped, refused):
         with pytest.raises(ValueError, match="the Pilot's adapters cannot be saved: load it anew"):
             make_trainer(pair)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        (replace(PILOT_LORA, init_lora_weights="pissa_niter_4"), "loading draws another decomposition"),
+        (replace(PILOT_LORA, layer_replication=[(0, 2), (1, 2)]), "layer_replication is not supported"),
+        (RandLoraConfig(target_modules=["q_proj"]), "share tensors, which cannot be saved"),
+    ],
+    ids=["pissa", "replicated layers", "RandLoRA"],
+)
+def test_adapters_that_do_not_come_back_are_refused_before_they_are_added(make_pair, make_trainer, adapters, message):
+    pair = make_pair()
+    before = copied(pair)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(pair, peft_config=adapters)
+    assert_same(before, copied(pair))
+
+
+def test_a_pilot_that_was_resized_since_is_refused(make_pair, make_trainer):
+    pair = make_pair()
+    pair.pilot.resize_token_embeddings(136)
+    with pytest.raises(ValueError, match="the Copilot's vocabulary has 128 tokens; the Pilot's has 136"):
+        make_trainer(pair)
+
+
+def test_special_tokens_are_called_new_only_where_they_are(tiny_pilot, make_trainer, tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr(trainer_utils.logger, "propagate", True)
+    pilot = tiny_pilot("llama")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for config in (pilot.config, pilot.generation_config):
+            setattr(config, name, getattr(tokenizer, name))
+    make_trainer(PilotCopilotForCausalLM.from_pilot(pilot, layers=2), max_steps=1).train()
+    assert "new PAD/BOS/EOS tokens" not in caplog.text
 
 
 def test_sharding_that_accelerate_asks_for_is_refused(make_trainer, monkeypatch):
