@@ -13,6 +13,8 @@ from copilot.pair import PairOutput, PilotCopilotForCausalLM, PilotCopilotForSeq
 from copilot.trainer import CopilotTrainer
 from copilot.training_arguments import CopilotTrainingArguments
 
+__version__ = "0.1.0"
+
 AutoConfig.register(CopilotConfig.model_type, CopilotConfig)
 AutoModel.register(CopilotConfig, CopilotModel)
 
@@ -26,6 +28,7 @@ __all__ = [
     "PilotCopilotForCausalLM",
     "PilotCopilotForSeq2SeqLM",
     "UnsupportedArchitectureError",
+    "__version__",
     "build_info",
     "calibrate",
     "ops",

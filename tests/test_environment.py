@@ -6,6 +6,7 @@ import platform
 import pytest
 import torch
 
+import copilot
 from copilot.environment import build_info, environment, environment_text
 from copilot.ops import extension
 
@@ -22,6 +23,7 @@ def test_versions_are_those_of_the_running_process() -> None:
     assert facts["threads"] == torch.get_num_threads()
     for package in ("datasets", "tokenizers", "safetensors"):
         assert facts[package] == importlib.import_module(package).__version__
+    assert facts["transformer-copilot"] == copilot.__version__
     assert "lm-eval" in facts
 
 
