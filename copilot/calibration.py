@@ -205,12 +205,12 @@ def is_most_likely(mistakes: Mistakes, kept: Tensor, factor: Tensor, target: Ten
 
 
 def agreement(mistakes: Mistakes, delta: Tensor, rectifier: str) -> tuple[Tensor, Tensor]:
-    """sum <l, f> and sum ||f||^2 over the rows, exact although only k entries are kept."""
+    """<l, f> and ||f||^2 of each row, (N,) float64, exact although only k entries are kept."""
     f, factor = predicted_mistake(mistakes.top_prob, mistakes.rest_mass, delta, rectifier)
     f_target = at_target(mistakes, f, (factor - 1.0) * mistakes.target_prob)
     along = (mistakes.top_prob * f).sum(1) + (factor - 1.0) * mistakes.rest_square
     norm = f.square().sum(1) + (factor - 1.0).square() * mistakes.rest_square
-    return (f_target - along).double().sum(), norm.double().sum()
+    return (f_target - along).double(), norm.double()
 
 
 def calibrate(
@@ -261,8 +261,8 @@ def calibration_of(held: Iterable[Held], config: CopilotConfig) -> Calibration:
         found = scores_by_strength(held, LOGIT_GRID, config.rectifier, "logit")
         strength, lambda_zero = min(found, key=lambda s: found[s].per_token()[0]), None
     else:
-        sums = [agreement(part.mistakes, part.delta, config.rectifier) for part in held]
-        numerator, denominator = (float(sum(column)) for column in zip(*sums, strict=True))
+        sums = [torch.stack(agreement(part.mistakes, part.delta, config.rectifier)).sum(1) for part in held]
+        numerator, denominator = torch.stack(sums).sum(0).tolist()
         unclipped = numerator / denominator if denominator > 0 else 0.0
         strength = min(max(unclipped, 0.0), 1.0 if config.rectifier == "simplex" else float("inf"))
         lambda_zero = 2 * unclipped

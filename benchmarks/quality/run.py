@@ -23,11 +23,10 @@ from models import add_layers, compile_layers
 from tasks import SCORES, TEMPERATURES, NextItem, WrittenAnswers, per_example
 from training import Student, Teacher, precision, train
 
-from copilot.calibration import Held, calibration_of, scores
+from copilot.calibration import Held, agreement, calibration_of, scores
 from copilot.config import CopilotConfig
 from copilot.environment import environment
 from copilot.ops.rectify import check_choice
-from copilot.ops.reference import at_target, predicted_mistake
 from copilot.pair import PilotCopilotModel
 from copilot.tap import decoder_layers
 
@@ -261,31 +260,20 @@ def by_confidence(validation: list[Held], tested: list[Held]) -> dict[str, list[
     )
     sums = torch.zeros(2, CONFIDENCE_BINS, dtype=torch.float64)
     for part in validation:
-        bin_of, l_dot_f, norm = _correction(part, edges)
-        sums[0].index_add_(0, bin_of, l_dot_f.double())
-        sums[1].index_add_(0, bin_of, norm.double())
-    strength = (sums[0] / sums[1].clamp(min=1e-30)).clamp(0, 1).float()
+        bin_of = torch.bucketize(part.mistakes.top_prob.max(1).values, edges)
+        sums.index_add_(1, bin_of, torch.stack(agreement(part.mistakes, part.delta, "simplex")))
+    strength = (sums[0] / sums[1].clamp(min=1e-30)).clamp(0, 1)
     brier: list[float] = []
     for part in tested:
-        bin_of, l_dot_f, norm = _correction(part, edges)
-        by = strength[bin_of]
         mistakes = part.mistakes
+        by = strength[torch.bucketize(mistakes.top_prob.max(1).values, edges)]
+        l_dot_f, norm = agreement(mistakes, part.delta, "simplex")
         square = mistakes.top_prob.square().sum(1) + mistakes.rest_square - 2 * mistakes.target_prob + 1
         per_token = square - 2 * by * l_dot_f + by.square() * norm  # ||l - lambda f||^2
         row = torch.repeat_interleave(part.lengths)
-        total = torch.zeros(len(part.lengths)).index_add(0, row, per_token)
+        total = torch.zeros(len(part.lengths), dtype=torch.float64).index_add(0, row, per_token)
         brier += (total / part.lengths).tolist()
     return {"strength": strength.tolist(), "brier": [round(value, 5) for value in brier]}
-
-
-def _correction(part: Held, edges: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Of each token: its bin, <l, f> and ||f||^2."""
-    mistakes = part.mistakes
-    f, factor = predicted_mistake(mistakes.top_prob, mistakes.rest_mass, part.delta, "simplex")
-    f_target = at_target(mistakes, f, (factor - 1) * mistakes.target_prob)
-    along = (mistakes.top_prob * f).sum(1) + (factor - 1) * mistakes.rest_square
-    norm = f.square().sum(1) + (factor - 1).square() * mistakes.rest_square
-    return torch.bucketize(mistakes.top_prob.max(1).values, edges), f_target - along, norm
 
 
 def extra_time(seconds: dict[str, dict[str, float]], arm: str) -> float:
