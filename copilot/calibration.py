@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from copilot.config import CopilotConfig
 from copilot.data import DataCollator, prepare_dataset
 from copilot.loss import PilotPass, Supervision
 from copilot.ops import Mistakes
-from copilot.ops.reference import at_target, predicted_mistake, rectify_kept
+from copilot.ops.reference import at_target, predicted_mistake, rectify_kept, sum_of_squares
 from copilot.pair import PilotCopilotModel
 
 LOGIT_GRID = [step / 20 for step in range(21)]
@@ -186,7 +187,7 @@ def _score_rows(part: Held, strength: float, rectifier: str, fusion: str) -> tup
     """The columns of `Scores`."""
     mistakes, lengths = part.mistakes, part.lengths
     kept, factor, target = rectify_kept(mistakes, part.delta, strength, rectifier, fusion)
-    brier = kept.square().sum(1) + factor.square() * mistakes.rest_square - 2 * target + 1
+    brier = sum_of_squares(mistakes, kept, factor) - 2 * target + 1
     nll = -target.clamp(min=torch.finfo(torch.float32).tiny).log()
     missed = ~is_most_likely(mistakes, kept, factor, target)
     row = torch.repeat_interleave(lengths)
@@ -209,8 +210,7 @@ def agreement(mistakes: Mistakes, delta: Tensor, rectifier: str) -> tuple[Tensor
     f, factor = predicted_mistake(mistakes.top_prob, mistakes.rest_mass, delta, rectifier)
     f_target = at_target(mistakes, f, (factor - 1.0) * mistakes.target_prob)
     along = (mistakes.top_prob * f).sum(1) + (factor - 1.0) * mistakes.rest_square
-    norm = f.square().sum(1) + (factor - 1.0).square() * mistakes.rest_square
-    return (f_target - along).double(), norm.double()
+    return (f_target - along).double(), sum_of_squares(mistakes, f, factor - 1.0).double()
 
 
 def calibrate(
@@ -243,7 +243,7 @@ def calibrate(
 
     Raises:
         ValueError: an empty or unsupervised dataset, or unknown columns.
-        FloatingPointError: NaN in the Pilot's logits or the Copilot's corrections.
+        FloatingPointError: NaN in the Pilot's logits or the Copilot's corrections, or corrections that overflow.
     """
     supervised = {"completion_only_loss": completion_only_loss, "assistant_only_loss": assistant_only_loss}
     data = batches(pair, dataset, processing_class, batch_size, max_length, **supervised)
@@ -263,6 +263,11 @@ def calibration_of(held: Iterable[Held], config: CopilotConfig) -> Calibration:
     else:
         sums = [torch.stack(agreement(part.mistakes, part.delta, config.rectifier)).sum(1) for part in held]
         numerator, denominator = torch.stack(sums).sum(0).tolist()
+        if not math.isfinite(numerator) or not math.isfinite(denominator):
+            raise FloatingPointError(
+                "the corrections of the Copilot are too large to choose lambda: "
+                f"sum <l, f> is {numerator} and sum ||f||^2 is {denominator}"
+            )
         unclipped = numerator / denominator if denominator > 0 else 0.0
         strength = min(max(unclipped, 0.0), 1.0 if config.rectifier == "simplex" else float("inf"))
         lambda_zero = 2 * unclipped
@@ -300,6 +305,8 @@ def theorem_quantities(
     *,
     batch_size: int = 8,
     max_length: int = 256,
+    completion_only_loss: bool = True,
+    assistant_only_loss: bool = False,
 ) -> TheoremQuantities:
     """Bias and spread of Pilots and Copilots trained from different seeds, and lambda_0.
 
@@ -309,6 +316,7 @@ def theorem_quantities(
         processing_class: the tokenizer, for raw rows.
         batch_size: rows per forward pass; (seeds, tokens, V) floats are held at a time.
         max_length: tokens a row may have.
+        completion_only_loss, assistant_only_loss: as in training.
 
     Raises:
         ValueError: no pairs, or one of fusion="logit", which the theorem does not cover.
@@ -321,7 +329,8 @@ def theorem_quantities(
             f"pairs have the fusions {fusions}, expected 'probability' of all: Theorem 4.1 covers no other"
         )
     sums, tokens = torch.zeros(6, dtype=torch.float64), 0
-    data = batches(pairs[0], dataset, processing_class, batch_size, max_length)
+    supervised = {"completion_only_loss": completion_only_loss, "assistant_only_loss": assistant_only_loss}
+    data = batches(pairs[0], dataset, processing_class, batch_size, max_length, **supervised)
     with evaluating(*pairs):
         for batch in tqdm(data, desc="Scoring", leave=False):
             prob, mistake, correction = (

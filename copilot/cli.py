@@ -73,9 +73,9 @@ def train(
         raise ValueError(f"output_dir is {arguments.output_dir!r}, which is a file")
     options, adapters = copilot_options(design), pilot_adapters(pilot)  # wrong flags are refused before anything loads
     training_rows, validation_rows = load_training_data(data, splits, arguments.seed)
+    pair_class, pilot_class = classes_of(pilot.model_name_or_path, "model_name_or_path")
     tokenizer = load_tokenizer(pilot.model_name_or_path)
     set_seed(arguments.seed)
-    pair_class, pilot_class = classes_of(pilot.model_name_or_path, "model_name_or_path")
     loaded = pilot_class.from_pretrained(pilot.model_name_or_path, dtype=pilot.dtype)
     if pilot.freeze_pilot:
         loaded.requires_grad_(False)
@@ -159,8 +159,14 @@ def plot(data: DataArguments, evaluation: EvaluationArguments, chosen: PairArgum
             f"{without} of {len(examples)} rows have no completion, expected one in each (give another split)"
         )
     pair, tokenizer = load_pair(chosen)
-    limits = {"batch_size": evaluation.batch_size, "max_length": evaluation.max_length}
-    held = measure(pair, to_rows(examples), tokenizer, strength=chosen.strength, **limits)
+    held = measure(
+        pair,
+        to_rows(examples),
+        tokenizer,
+        strength=chosen.strength,
+        batch_size=evaluation.batch_size,
+        max_length=evaluation.max_length,
+    )
     figures = {
         "mistakes": plots.draw_mistakes(rounds, losses),
         "corrections": plots.draw_corrections(held),

@@ -38,15 +38,15 @@ class Comparison:
     def rows(self) -> list[tuple[str, ...]]:
         """The lines of `HEADER`'s table, one for each metric, and lambda.
 
-        The last cell is a verdict: "better", "worse", "no difference shown" where the interval of the difference holds
-        0, or "too few examples", below 20.
+        The last cell is a verdict: "better", "worse", "no difference shown" where the interval of the difference, as
+        it is written, holds 0, or "too few examples", below 20.
         """
         lines = []
         for name, found in self.metrics.items():
             digits = 4 if name in LOWER_IS_BETTER else 3
             cells = (_interval(interval, f".{digits}f") for interval in (found.a, found.b))
             few = len(self.pair_texts) < FEWEST_EXAMPLES
-            verdict = "too few examples" if few else _verdict(name, found)
+            verdict = "too few examples" if few else _verdict(name, found, digits)
             lines.append((name, *cells, _interval(found.difference, f"+.{digits}f"), verdict))
         return [*lines, ("lambda", "0", f"{self.strength:.3f}", "", "")]
 
@@ -123,7 +123,8 @@ def _interval(interval: Interval, form: str) -> str:
     return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
-def _verdict(name: str, found: PairedBootstrap) -> str:
-    if found.difference.low <= 0 <= found.difference.high:
+def _verdict(name: str, found: PairedBootstrap, digits: int) -> str:
+    low, high = round(found.difference.low, digits), round(found.difference.high, digits)
+    if low <= 0 <= high:
         return "no difference shown"
     return "better" if (found.difference.low > 0) != (name in LOWER_IS_BETTER) else "worse"

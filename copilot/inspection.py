@@ -164,6 +164,8 @@ def measure(
     strength: float | None = None,
     batch_size: int = 16,
     max_length: int = 256,
+    completion_only_loss: bool = True,
+    assistant_only_loss: bool = False,
 ) -> HeldOut:
     """Run the pair over held-out rows, teacher-forced.
 
@@ -176,6 +178,7 @@ def measure(
         strength: lambda; None takes the configuration's.
         batch_size: rows per forward pass; a few (tokens, V) floats are held at a time.
         max_length: tokens a row may have.
+        completion_only_loss, assistant_only_loss: as in training.
 
     Raises:
         ValueError: a strength out of range, or an empty or unsupervised dataset.
@@ -186,7 +189,8 @@ def measure(
     check_strength(strength, **mode)
     parts: list[list[Tensor]] = []
     best, place, of_place = -2.0, (0, 0), {}
-    data = batches(pair, dataset, tokenizer, batch_size, max_length)
+    supervised = {"completion_only_loss": completion_only_loss, "assistant_only_loss": assistant_only_loss}
+    data = batches(pair, dataset, tokenizer, batch_size, max_length, **supervised)
     with evaluating(pair):
         for batch in tqdm(data, desc="Scoring", leave=False):
             passed = pair.pilot_pass(**batch)

@@ -99,7 +99,7 @@ class CopilotLM(HFLM):
             max_length=max_length or limit_of(pair.pilot.config),
             batch_size=int(batch_size),
         )
-        self.strength = pair.config.strength if strength is None else strength
+        self.strength = pair.config.strength if strength is None else float(strength)
         self.collate = DataCollator(self.tokenizer.pad_token_id, pair.config.is_encoder_decoder)
 
     def get_model_info(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 from transformers.trainer_pt_utils import get_parameter_names
 
-from copilot.loss import IGNORE_INDEX
+from copilot.loss import IGNORE_INDEX, check_copilot_loss
 from copilot.mistake_log import MistakeLog
 from copilot.pair import PilotCopilotModel
 
@@ -133,6 +133,7 @@ def train(
 
             bar.update()
             if bar.n % REFRESH_BAR_EVERY == 0 or bar.n == total_steps:
+                check_copilot_loss(rmse.item())
                 rates = schedule.get_last_lr()
                 bar.set_postfix(ce=cross_entropy.item(), rmse=rmse.item(), lr=rates[0], copilot_lr=rates[-1])
     bar.close()

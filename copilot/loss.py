@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -251,3 +252,12 @@ def copilot_loss(copilot: CopilotModel, mistakes: Mistakes, delta: Tensor) -> Te
     if config.loss != "rmse":
         return mean
     return mean.clamp(min=torch.finfo(mean.dtype).tiny).sqrt()
+
+
+def check_copilot_loss(value: float) -> None:
+    """Raise FloatingPointError where the Copilot's loss is NaN, and so, from the next step on, are its weights."""
+    if math.isnan(value):
+        raise FloatingPointError(
+            "the Copilot's loss is NaN, and its weights may be as well: train anew, or resume from a checkpoint of "
+            "before, with a smaller copilot_learning_rate"
+        )

@@ -32,7 +32,7 @@ from copilot.loss import PilotPass, Supervision, copilot_loss, pilot_loss, predi
 from copilot.mistake_log import MistakeLog, Round
 from copilot.model import CopilotModel
 from copilot.ops import Mistakes
-from copilot.tap import PilotTap, embed, logits_only_at
+from copilot.tap import HOOKS_SKIPPED, PilotTap, embed, logits_only_at
 
 logger = logging.get_logger(__name__)
 
@@ -322,6 +322,8 @@ class PilotCopilotModel(RectifiedGeneration, PreTrainedModel):
         kept: dict[str, Any] = {"supervision": supervision, "tapped": tapped}
         if every_position:
             return outputs, kept | {"logits": outputs.logits.flatten(0, 1)[rows], "every_logits": outputs.logits}
+        if outputs.logits.shape[:2] != (1, len(rows)):
+            raise RuntimeError(HOOKS_SKIPPED)
         return outputs, kept | {"logits": outputs.logits[0]}
 
     def round_of(self, passed: PilotPass) -> tuple[Tensor, Round]:

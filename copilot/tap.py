@@ -122,12 +122,13 @@ class PilotTap:
             finally:
                 del self.tapped[thread]
         if len(tapped.hidden) < len(self.layers):
-            raise RuntimeError(
-                "the Pilot's layers ran without their hooks, as in a Pilot that was compiled as a whole and has run "
-                "alone; compile its layers one by one"
-            )
+            raise RuntimeError(HOOKS_SKIPPED)
 
 
+HOOKS_SKIPPED = (
+    "the Pilot ran without the hooks that read it, as one does that was compiled as a whole and has run alone, or with "
+    "the logits of every position; compile its layers one by one"
+)
 _REGISTERING = threading.Lock()
 _TRACED = 0  # no thread's number: of a forward that is traced as a whole
 

@@ -30,7 +30,7 @@ from copilot.adapters import check_pilot_survives, discard_other_kind, has_adapt
 from copilot.checkpoints import check_resumable, read_weights, write_weights
 from copilot.data import DataCollator, prepare_dataset
 from copilot.loop import parameter_groups
-from copilot.loss import IGNORE_INDEX
+from copilot.loss import IGNORE_INDEX, check_copilot_loss
 from copilot.mistake_log import MistakeLog
 from copilot.model_card import write_model_card
 from copilot.pair import PilotCopilotModel
@@ -298,6 +298,7 @@ class CopilotTrainer(Trainer):
         if "learning_rate" in logs:
             cross_entropy, copilot_loss, steps = self.accelerator.reduce(self.train_sums, "sum").tolist()
             self.train_sums.zero_()
+            check_copilot_loss(copilot_loss)
             logs |= {
                 "ce": cross_entropy / steps,
                 self._copilot_metric: copilot_loss / steps,

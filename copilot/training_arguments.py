@@ -47,8 +47,11 @@ class CopilotTrainingArguments(TrainingArguments):
         max_length (256): tokens a row may have, at least 2; `prepare_dataset` says how longer ones are cut.
         completion_only_loss (True): of rows `{prompt, completion}` supervise the completion only.
         assistant_only_loss (False): of rows `{messages}` supervise only what the assistant said.
+        greater_is_better (None): None is False also where metric_for_best_model is "ce", "rmse" or that of one dataset,
+            such as "eval_de_ce".
         remove_unused_columns (False): without effect: rows are prepared, and hold no other columns.
-        logging_nan_inf_filter (False): replace NaN losses in the logs. A NaN of the Pilot raises anyway.
+        logging_nan_inf_filter (False): replace NaN losses in the logs. A NaN of the Pilot raises at once, one of
+            the Copilot before it is logged.
         ddp_find_unused_parameters (False): not needed: both losses come from one forward and use every parameter.
         resume_from_checkpoint (None): a checkpoint that `tcopilot train` continues; in Python it is given to `train`.
 
@@ -74,6 +77,9 @@ class CopilotTrainingArguments(TrainingArguments):
     completion_only_loss: bool = field(default=True, metadata={"help": "Do not supervise prompts."})
     assistant_only_loss: bool = field(default=False, metadata={"help": "Supervise only what the assistant said."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Prepared rows hold no unused columns."})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Whether the best model has the largest metric; not of ce, rmse and losses."}
+    )
     # The filter reads each loss on the host and hides what it filters; a NaN of the Pilot raises instead.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Replace NaN losses in the logs."})
     ddp_find_unused_parameters: bool | None = field(
@@ -82,6 +88,8 @@ class CopilotTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "Continue from this checkpoint folder."})
 
     def __post_init__(self) -> None:
+        if self.greater_is_better is None and (self.metric_for_best_model or "").rpartition("_")[2] in ("ce", "rmse"):
+            self.greater_is_better = False  # TrainingArguments knows only names that end in "loss"
         super().__post_init__()
         if self.label_smoothing_factor != 0:
             raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}, the pair supports only 0")

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from builders import ROWS, VOCAB_SIZE, batch_of_rows, fresh_pair, random_pair, rows_of, tiny_pilot
+from builders import dense as dense_delta
 
-from copilot.calibration import Held, agreement, calibrate, collect, scores, supervision_of, theorem_quantities
+from copilot.calibration import (
+    Held,
+    agreement,
+    calibrate,
+    calibration_of,
+    collect,
+    scores,
+    supervision_of,
+    theorem_quantities,
+)
 from copilot.data import prepare_dataset
 
 MODES = [
@@ -196,18 +207,51 @@ def test_measuring_in_training_leaves_the_pair_in_training(measure, fails, monke
     assert pair.training and pair.pilot.training and pair.copilot.training
 
 
+@pytest.mark.parametrize("rectifier", ["simplex", "linear"])
+def test_corrections_that_overflow_give_no_lambda(rectifier, monkeypatch):
+    pair = random_pair(rectifier=rectifier, candidates=None)
+    monkeypatch.setattr(pair, "predict", lambda round_: torch.full_like(round_.mistakes.top_prob, 1e38))
+    if rectifier == "linear":  # of the simplex rectifier a correction of all tokens alike is none
+        with pytest.raises(FloatingPointError, match=r"too large to choose lambda: .* sum \|\|f\|\|\^2 is inf"):
+            calibrate(pair, rows_of("llama"))
+        assert pair.config.strength == 1.0
+    else:
+        assert calibrate(pair, rows_of("llama")).strength == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_confident_pilot_whose_token_is_corrected_away_has_finite_scores():
+    pair = random_pair(candidates=1)
+    [held] = collect(pair, rows_of("llama"))
+    tiny = torch.full_like(held.mistakes.rest_mass, 1e-26)
+    mistakes = replace(
+        held.mistakes,
+        top_prob=torch.ones_like(held.mistakes.top_prob),
+        rest_mass=tiny,
+        rest_square=torch.zeros_like(tiny),
+    )
+    sure = replace(held, mistakes=mistakes, delta=torch.full_like(held.delta, -80.0))
+    found = calibration_of([sure], pair.config)
+    assert all(math.isfinite(score) for score in (*found.pilot.per_token(), *found.pair.per_token()))
+    assert found.strength > 0
+
+
 def test_an_empty_dataset_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         calibrate(random_pair(), [])
 
 
+@pytest.mark.parametrize("mode", [mode for mode in MODES if "fusion" not in mode], ids=str)
 @batch_sizes
-def test_the_theorems_quantities_equal_their_definitions_over_seeds(batch_size):
-    pairs = [random_pair(seed=seed) for seed in range(3)]
+def test_the_theorems_quantities_equal_their_definitions_over_seeds(mode, batch_size):
+    pairs = [random_pair(seed=seed, **mode) for seed in range(3)]
     found = theorem_quantities(pairs, rows_of("llama"), batch_size=batch_size)
     dense = [dense_distributions(pair, "llama", 1.0) for pair in pairs]
     prob = torch.stack([pilot for pilot, _, _ in dense])
     f = torch.stack([candidate - pilot for pilot, candidate, _ in dense])
+    if mode.get("rectifier") == "linear":  # delta itself, where p~ is clamped
+        with torch.no_grad():
+            outputs = [pair(**batch_of_rows("llama", ROWS, side="left")) for pair in pairs]
+        f = torch.stack([dense_delta(o.delta, o.mistakes.top_index, VOCAB_SIZE).double() for o in outputs])
     truth = dense[0][2]
     mistake = truth - prob
 

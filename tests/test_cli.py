@@ -499,7 +499,7 @@ def assert_refused(code: int, capsys: Any, named: str, out: Path | None = None) 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ({"model_name_or_path": "missing/"}, "missing/"),
+        ({"model_name_or_path": "missing/"}, "model_name_or_path is 'missing/'"),
         ({"dataset_name": "missing.jsonl"}, "missing.jsonl"),
         ({"dataset_train_split": "all"}, "dataset_train_split is 'all'"),
         ({"dataset_validation_split": "dev"}, "dataset_validation_split is 'dev'"),

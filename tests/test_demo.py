@@ -149,6 +149,12 @@ def test_a_difference_is_called_better_or_worse_only_outside_its_interval():
     assert [verdicts[name] for name in metrics] == ["better", "worse", "better", "no difference shown"]
 
 
+def test_a_difference_that_is_written_as_zero_is_none():
+    values = np.linspace(1.0, 2.0, 50)
+    row = Comparison(1.0, {"NLL": paired_bootstrap(values, values - 2e-5)}, [""] * 50, [""] * 50).rows()[0]
+    assert row[-2:] == ("-0.0000 [-0.0000, -0.0000]", "no difference shown")
+
+
 @pytest.mark.parametrize(("examples", "verdict"), [(1, "too few examples"), (19, "too few examples"), (20, "better")])
 def test_a_few_examples_get_no_verdict(examples, verdict):
     metrics = {"exact match": paired_bootstrap([0] * examples, [1] * examples)}

@@ -324,3 +324,15 @@ def test_kept_tokens_of_another_shape_are_refused():
     given_arguments[2] = given_arguments[2][:, :20].contiguous()
     with pytest.raises(RuntimeError, match=r" top_index must be \(5, 21\)"):
         torch.ops.copilot.candidate_loss(*given_arguments)
+
+
+@pytest.mark.refuses
+@pytest.mark.parametrize("target", [64, -100])
+def test_the_backward_itself_refuses_a_target_outside_the_vocabulary(target):
+    """It would write there."""
+    delta, *others = arguments(None)
+    losses, gradient = torch.ops.copilot.candidate_loss(delta, *others)
+    prob, index, targets = others[:3]
+    with pytest.raises(RuntimeError, match=f" target must lie in .0, 64. .*; got {target}"):
+        wrong = torch.full_like(targets, target)
+        torch.ops.copilot.candidate_loss_backward(losses, gradient, delta, prob, index, wrong, *others[-2:])

@@ -120,7 +120,7 @@ def test_at_strength_0_log_likelihoods_are_those_of_hflm_on_the_pilot(kind, max_
 )
 def test_log_likelihoods_are_those_of_the_steps_of_a_generation(kind, config, tokenizer):
     pair = build(kind, **config)
-    model = CopilotLM(pair, strength=0.5, tokenizer=tokenizer, batch_size=4)
+    model = CopilotLM(pair, strength="0.5", tokenizer=tokenizer, batch_size=4)
     expected = [as_generated(pair, *split(model, request), 0.5) for request in REQUESTS]
     assert_same(scored(model, "loglikelihood", REQUESTS), expected)
     without = scored(CopilotLM(pair, strength=0, tokenizer=tokenizer), "loglikelihood", REQUESTS)

@@ -20,8 +20,8 @@ ROWS = [
 
 @pytest.mark.parametrize(
     ("kind", "bf16", "updates", "largest"),
-    [("llama", False, 1, 0.0), ("llama", True, 1, 0.5), ("llama", True, 3, 0.5), ("t5", False, 2, 0.5)],
-    ids=["llama-not-clipped", "llama-bf16", "llama-bf16-3-updates", "t5-2-updates"],
+    [("llama", False, 3, 0.0), ("llama", True, 1, 0.5), ("llama", True, 3, 0.5), ("t5", False, 2, 0.5)],
+    ids=["llama-3-updates-not-clipped", "llama-bf16", "llama-bf16-3-updates", "t5-2-updates"],
 )
 def test_the_loop_reaches_the_trainers_parameters(tiny_pilot, tokenizer, tmp_path, kind, bf16, updates, largest):
     def make_pair() -> PilotCopilotForCausalLM | PilotCopilotForSeq2SeqLM:
@@ -89,3 +89,23 @@ def test_every_epoch_has_all_rows_in_an_order_of_its_own(tiny_pilot, tokenizer):
     assert sorted(first) == sorted(second) == sorted(given)
     assert first != given
     assert first != second
+
+
+def test_the_seed_decides_order_and_dropout(tiny_pilot, tokenizer):
+    def trained(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        pair = PilotCopilotForCausalLM.from_pilot(tiny_pilot("llama"), layers=2, candidates=8)
+        torch.rand(7)  # whatever was drawn before
+        train(pair, prepare_dataset(ROWS, tokenizer), DataCollator(tokenizer.pad_token_id), epochs=1, seed=seed)
+        return pair.state_dict()
+
+    first, again, other = trained(3), trained(3), trained(4)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_copilot_that_fails_stops_the_training(tiny_pilot, tokenizer):
+    pair = PilotCopilotForCausalLM.from_pilot(tiny_pilot("llama"), layers=2, candidates=8)
+    torch.nn.init.constant_(next(pair.copilot.parameters()), torch.nan)
+    with pytest.raises(FloatingPointError, match="the Copilot's loss is NaN"):
+        train(pair, prepare_dataset(ROWS, tokenizer), DataCollator(tokenizer.pad_token_id), epochs=1)

@@ -277,10 +277,12 @@ def test_a_token_without_probability_may_have_any_delta(rectifier, loss, k):
 
 @objectives
 @pytest.mark.parametrize("k", [None, 7])
-def test_a_very_confident_pilot_leaves_the_loss_finite(rectifier, loss, k):
+@pytest.mark.parametrize("size", [0, -60, -500])
+def test_a_very_confident_pilot_leaves_the_loss_finite(rectifier, loss, k, size):
+    """Also where its likeliest tokens are corrected away, so that what it thought next to impossible becomes all."""
     logits, target = random_rows(targets="unlikely", spread=40.0)
     _, mistakes = mistake_cross_entropy(logits, target, k)
-    delta = random_delta(k).requires_grad_()
+    delta = (size + random_delta(k)).requires_grad_()
     value = candidate_loss(mistakes, delta, rectifier=rectifier, loss=loss)
     value.sum().backward()
     assert torch.isfinite(value).all()

@@ -64,5 +64,16 @@ def test_no_more_states_are_kept_than_asked_for():
 
 def test_a_forward_whose_hooks_do_not_run_is_refused():
     pair = random_pair()
-    with pytest.raises(RuntimeError, match="without their hooks"), pair.tap():
+    with pytest.raises(RuntimeError, match="without the hooks"), pair.tap():
         pass
+
+
+@pytest.mark.parametrize("prompt", [3, 7])  # with 7, as many supervised tokens as a row has
+def test_logits_of_every_position_are_never_taken_for_those_of_the_supervised_ones(prompt):
+    """As where a Pilot that is compiled as a whole was traced without the hook on its head."""
+    pair, batch = random_pair(), batch_of("llama", prompt=prompt, answer=7)
+    pair.pilot.compile(backend="eager")
+    with torch.no_grad():
+        pair(**batch)
+        with pytest.raises(RuntimeError, match="without the hooks"):
+            pair(**batch, return_logits=False)

@@ -579,7 +579,19 @@ class Ruin(TrainerCallback):
             group["lr"] = 1e-3 if state.global_step == 0 else 100.0
 
 
-def test_the_best_checkpoint_is_loaded_at_the_end(make_pair, make_trainer):
+def test_a_copilot_that_fails_stops_the_training(make_pair, make_trainer):
+    pair = make_pair()
+    torch.nn.init.constant_(next(pair.copilot.parameters()), torch.nan)
+    options = {"logging_strategy": "steps", "logging_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer = make_trainer(pair, max_steps=4, **options)
+    with pytest.raises(FloatingPointError, match="the Copilot's loss is NaN"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert not list(Path(trainer.args.output_dir).glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("metric", [None, "ce", "eval_rmse"])
+def test_the_best_checkpoint_is_loaded_at_the_end(make_pair, make_trainer, metric):
     pair = make_pair()
     trainer = make_trainer(
         pair,
@@ -591,6 +603,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(make_pair, make_trainer):
         save_strategy="steps",
         save_steps=1,
         load_best_model_at_end=True,
+        metric_for_best_model=metric,
     )
     trainer.add_callback(Ruin())
     trainer.train()
@@ -655,6 +668,12 @@ def test_a_damaged_checkpoint_is_one_error_and_changes_nothing(make_pair, make_t
         ({"pair": {"lora": {"r": 2, "target_modules": ["q_proj"]}}}, r"its Copilot has lora=\{'r': 2, "),
         ({"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}, "its Pilot's adapter has the weights"),
         ({"peft_config": replace(PILOT_LORA, lora_alpha=64)}, "its Pilot's adapter has lora_alpha=64, this run's has"),
+        (
+            {"peft_config": replace(PILOT_LORA, lora_dropout=0.5)},
+            "its Pilot's adapter has lora_dropout=0.5, this run's",
+        ),
+        ({"peft_config": replace(PILOT_LORA, use_rslora=True)}, "its Pilot's adapter has use_rslora=True, this run's"),
+        ({"peft_config": replace(PILOT_LORA, alpha_pattern={"q_proj": 2})}, "its Pilot's adapter has alpha_pattern="),
         ({"log_rounds": 5}, "capacity of the saved log is 10"),
     ],
 )

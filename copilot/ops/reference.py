@@ -107,6 +107,11 @@ def at_target(mistakes: Mistakes, kept: Tensor, otherwise: Tensor) -> Tensor:
     return torch.where(match.any(1), torch.where(match, kept, 0.0).sum(1), otherwise)
 
 
+def sum_of_squares(mistakes: Mistakes, kept: Tensor, factor: Tensor) -> Tensor:
+    """Over the vocabulary (M,), of `kept` (M, k) on the kept tokens and `factor` (M,) times p^ on all others."""
+    return kept.square().sum(1) + factor * mistakes.rest_square * factor  # beside a tiny rest factor^2 may overflow
+
+
 def candidate_loss(mistakes: Mistakes, delta: Tensor, rectifier: str, loss: str) -> Tensor:
     delta = delta.float()
     if loss == "rmse":
@@ -134,7 +139,7 @@ def squared_error(mistakes: Mistakes, delta: Tensor, rectifier: str) -> Tensor:
     f, factor = predicted_mistake(mistakes.top_prob, mistakes.rest_mass, delta, rectifier)
     f_target = at_target(mistakes, f, (factor - 1.0) * mistakes.target_prob)
     # f - l = f + p^ - onehot(y): the square of f + p^ over all tokens, then the target's share exchanged.
-    square = (f + mistakes.top_prob.float()).square().sum(1) + factor.square() * mistakes.rest_square
+    square = sum_of_squares(mistakes, f + mistakes.top_prob.float(), factor)
     return square - 2.0 * (f_target + mistakes.target_prob) + 1.0
 
 

@@ -93,7 +93,7 @@ inline float squared_loss(const CandidateLoss& job, int64_t i, const P* prob, co
     sums[0] += q * q;
   });
   const float g = unchanged * factor;
-  const float q_square = square + g * g * job.rest_square[i];
+  const float q_square = square + g * job.rest_square[i] * g;  // g * g may overflow
   const int64_t place = place_of_target(job.candidates, i);
   float q_target = g * target_prob, f_target = (g - 1.0f) * target_prob;
   if (place >= 0) {

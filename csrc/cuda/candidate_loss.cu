@@ -161,7 +161,8 @@ __device__ __forceinline__ void conclude(const CandidateLoss& job, int64_t row, 
     const float square = Threads::reduce(part.square * scale * scale, 0.0f, add);
     if (!Threads::is_first()) return;
     const float g = unchanged * factor;
-    const float others = square + g * g * rest_square;  // the target among them if it is not kept
+    // The target is among them if it is not kept; g * g may overflow.
+    const float others = square + g * rest_square * g;
     if (place >= 0) {
       const float q = prob * exp_below(of_target, shift) * factor, left = 1.0f - q;
       job.gradient[row] = {shift, factor, (others - q * left) / (sums.mass + rest)};
