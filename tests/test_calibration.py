@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from copilot.calibration import (
     theorem_quantities,
 )
 from copilot.data import prepare_dataset
+from copilot.inspection import measure
 
 MODES = [
     {},
@@ -205,6 +207,35 @@ def test_measuring_in_training_leaves_the_pair_in_training(measure, fails, monke
     else:
         measure(pair)
     assert pair.training and pair.pilot.training and pair.copilot.training
+
+
+TURNS = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3 w4 w5"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        ([{"prompt": "w1 w2", "completion": "w3"}] * 2, {"completion_only_loss": False}),
+        ([{"messages": TURNS}] * 2, {"assistant_only_loss": True}),
+        ([{"text": "w1 w2 w3 w4 w5 w6"}] * 2, {"max_length": 4}),
+    ],
+    ids=["completion_only_loss", "assistant_only_loss", "max_length"],
+)
+def test_what_is_measured_are_the_tokens_of_a_training_with_the_same_options(tokenizer, rows, options):
+    pair = random_pair(pilot=tiny_pilot("llama", vocab_size=128))
+
+    def supervised(**options: Any) -> list[int]:
+        return [sum(label != -100 for label in row["labels"]) for row in prepare_dataset(rows, tokenizer, **options)]
+
+    expected = supervised(**options)
+    assert expected != supervised()
+    [held] = collect(pair, rows, tokenizer, **options)
+    assert held.lengths.tolist() == expected
+    found = calibrate(pair, rows, tokenizer, **options).pilot
+    assert found.tokens.tolist() == expected
+    assert len(measure(pair, rows, tokenizer, **options).before[0]) == sum(expected)
+    error = theorem_quantities([pair], rows, tokenizer, **options).e_pilot
+    assert error**2 == pytest.approx(found.per_token()[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("rectifier", ["simplex", "linear"])

@@ -162,7 +162,9 @@ def test_tokenised_rows_are_taken_as_they_are_and_need_no_tokenizer():
     assert prepare_dataset(raw, None, max_length=3)[0] == {"input_ids": [6, 7, 8], "labels": [IGNORED, 7, 8]}
 
 
-@pytest.mark.parametrize("packed", [{"position_ids": [0, 1, 0, 1]}, {"seq_lengths": [2, 2]}], ids=list)
+@pytest.mark.parametrize(
+    "packed", [{"position_ids": [0, 1, 0, 1]}, {"position_ids": [0, 0, 0, 0]}, {"seq_lengths": [2, 2]}], ids=list
+)
 def test_several_texts_packed_in_a_row_are_refused(packed):
     """As by the pair's forward: they would attend to each other."""
     tokens = {"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}

@@ -57,6 +57,25 @@ def test_texts_that_did_not_end_are_counted_in_one_warning(pair, tokenizer, capl
     assert [record.getMessage() for record in caplog.records] == [said] * (cut > 0)
 
 
+def test_padding_behind_an_end_is_no_text_that_was_cut_off(pair, tokenizer, monkeypatch, caplog):
+    written = torch.tensor([[7, EOS, PAD], [7, 8, 9]])
+
+    def generate(input_ids, **_):
+        return torch.cat([torch.zeros(2, 1).long() if pair.config.is_encoder_decoder else input_ids, written], dim=1)
+
+    monkeypatch.setattr(pair, "generate", generate)
+    with caplog.at_level(logging.WARNING, logger="copilot.evaluation"):
+        complete(pair, tokenizer, PROMPTS[:2], max_new_tokens=3)
+    assert [record.args[:2] for record in caplog.records] == [(1, 2)]
+
+
+def test_a_tokenizer_without_padding_serves_as_well(pair, tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert complete(pair, bare, PROMPTS, **options) == complete(pair, tokenizer, PROMPTS, **options)
+
+
 @pytest.mark.parametrize("strength", [0, 1.0])
 def test_a_string_can_end_a_text(pair, strength):
     letters = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())[:126]]
@@ -189,3 +208,15 @@ def test_no_examples_is_an_error(pair, tokenizer):
 
 def test_rows_for_training_hold_prompt_and_completion():
     assert to_rows([Example("a", " b", "b", "boolq")]) == [{"prompt": "a", "completion": " b"}]
+
+
+def test_a_pilot_that_samples_by_default_is_judged_by_its_likeliest_words(pair, tokenizer):
+    examples = [Example(prompt, "w1", "true", "boolq") for prompt in PROMPTS]
+    options = {"strength": 1.0, "max_new_tokens": 6}
+    expected = complete(pair, tokenizer, PROMPTS, do_sample=False, **options)
+    pair.generation_config.update(do_sample=True, temperature=5.0)
+    assert complete(pair, tokenizer, PROMPTS, **options) != expected
+    assert evaluate(pair, tokenizer, examples, **options).texts == expected
+    compared = compare(pair, tokenizer, examples, **options)
+    assert compared.pair_texts == expected
+    assert compared.pilot_texts == complete(pair, tokenizer, PROMPTS, do_sample=False, **options | {"strength": 0.0})

@@ -384,6 +384,7 @@ def test_inputs_are_left_as_they_were(rectifier, fusion):
         ({"strength": 1e31, "fusion": "logit"}, "strength must be 0 or in \\[1e-30, 1e\\+30\\]"),
         ({"strength": float("nan")}, "strength"),
         ({"strength": float("inf"), "rectifier": "linear"}, "strength"),
+        ({"pilot_logits": torch.tensor(1.0), "delta": torch.tensor(1.0)}, "pilot_logits"),
         ({"delta": torch.zeros(4, 9)}, "delta"),
         ({"delta": torch.zeros(4, 3), "index": torch.zeros(4, 2, dtype=torch.long)}, "delta and index"),
         ({"delta": torch.zeros(3, 2), "index": torch.zeros(3, 2, dtype=torch.long)}, "delta and index"),

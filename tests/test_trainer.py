@@ -579,6 +579,18 @@ class Ruin(TrainerCallback):
             group["lr"] = 1e-3 if state.global_step == 0 else 100.0
 
 
+def test_the_seed_decides_the_adapters_whatever_was_drawn_before(make_pair, make_trainer):
+    def adapters(drawn: int, **options: Any) -> list[torch.Tensor]:
+        pair = make_pair()
+        torch.manual_seed(drawn)
+        trainer = make_trainer(pair, peft_config=PILOT_LORA, **options)
+        return [weight for name, weight in trainer.model.pilot.named_parameters() if "lora_A" in name]
+
+    first, again, other = adapters(1), adapters(2), adapters(1, seed=7)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
 def test_a_copilot_that_fails_stops_the_training(make_pair, make_trainer):
     pair = make_pair()
     torch.nn.init.constant_(next(pair.copilot.parameters()), torch.nan)

@@ -32,6 +32,8 @@ def check_strength(strength: float, rectifier: str, fusion: str) -> None:
 
 def check_correction(pilot_logits: Tensor, delta: Tensor, index: Tensor | None) -> None:
     """Raise ValueError unless the shapes agree and `index` is int64."""
+    if pilot_logits.dim() == 0:
+        raise ValueError("pilot_logits must be (..., V); got a scalar")
     if index is None:
         if delta.shape != pilot_logits.shape:
             raise ValueError(
