@@ -290,6 +290,22 @@ def test_a_very_confident_pilot_leaves_the_loss_finite(rectifier, loss, k, size)
 
 
 @objectives
+@pytest.mark.parametrize("of", [candidate_loss, reference.candidate_loss], ids=["kernel", "reference"])
+def test_a_rest_that_is_subnormal_leaves_the_loss_finite(rectifier, loss, of):
+    """Also where it is all that is left, since 1 divided by it is infinite."""
+    logits, target = random_rows(targets="unlikely")
+    _, mistakes = mistake_cross_entropy(logits, target, 7)
+    none = torch.zeros_like(mistakes.rest_mass)
+    top_prob = mistakes.top_prob / mistakes.top_prob.sum(1, keepdim=True)
+    mistakes = replace(mistakes, top_prob=top_prob, rest_mass=none + 1e-40, rest_square=none)
+    delta = (random_delta(7) - 500.0).requires_grad_()
+    value = of(mistakes, delta, rectifier=rectifier, loss=loss)
+    value.sum().backward()
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(delta.grad).all()
+
+
+@objectives
 @pytest.mark.parametrize("k", [None, 7])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_delta_counts_as_the_number_it_is(rectifier, loss, k, dtype):

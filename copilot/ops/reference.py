@@ -96,6 +96,7 @@ def predicted_mistake(top_prob: Tensor, rest_mass: Tensor, delta: Tensor, rectif
     unchanged = torch.where(others, -largest, -torch.inf).exp()
     # Divided by what the same sums give for delta = 0, so that f is exactly 0 there.
     total = (weight.sum(1) + rest_mass * unchanged) / (top_prob.sum(1) + rest_mass)
+    total = total.clamp(min=torch.finfo(torch.float32).tiny)  # 1 divided by less is infinite
     return weight / total[:, None] - top_prob, unchanged / total
 
 

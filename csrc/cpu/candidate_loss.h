@@ -47,6 +47,9 @@ inline float largest_delta(const P* prob, const D* delta, int64_t k, bool others
   return maximum(largest);
 }
 
+// X, where it is subnormal the smallest number that 1 may be divided by. A NaN stays.
+inline float divisor_of(float total) { return std::max(total, std::numeric_limits<float>::min()); }
+
 // w; a token with p = 0 may have a larger delta than `shift`. A NaN of either stays.
 inline Floats weight_of(Floats p, Floats d, float shift) { return p * exp(minimum(Floats{}, d - shift)); }
 
@@ -87,7 +90,7 @@ inline float squared_loss(const CandidateLoss& job, int64_t i, const P* prob, co
     sums[1] += p;
   });
   const float unchanged = others ? exp(-shift) : 0.0f;
-  const float factor = (mass + rest) / (weight + rest * unchanged);
+  const float factor = (mass + rest) / divisor_of(weight + rest * unchanged);
   const auto [square] = sums_of_row<1>(prob, delta, k, [&](Floats p, Floats d, Floats* sums) {
     const Floats q = weight_of(p, d, shift) * factor;
     sums[0] += q * q;
@@ -123,10 +126,10 @@ inline float logarithmic_loss(const CandidateLoss& job, int64_t i, const P* prob
   const float of_target = (place < 0 ? 0.0f : load_one(delta + place)[0]) - shift;
   const float log_q_target = log(std::max(target_prob, std::numeric_limits<float>::min())) + of_target - log_total;
   if (job.candidates.objective == Objective::kCrossEntropy) {
-    job.gradient[i] = {shift, 1.0f / total, 0.0f};
+    job.gradient[i] = {shift, 1.0f / divisor_of(total), 0.0f};
     return -log_q_target;
   }
-  job.gradient[i] = {shift, 0.5f * (mass + rest + 1.0f) / total, 0.0f};
+  job.gradient[i] = {shift, 0.5f * (mass + rest + 1.0f) / divisor_of(total), 0.0f};
   const float t = 0.5f * (1.0f + target_prob);
   const float log_ratio = log_total - 0.693147181f;  // log(t_v / q_v) of a token v with delta_v = shift
   const float kept = mass * log_ratio - moved;

@@ -14,7 +14,7 @@
 namespace copilot::cuda {
 namespace {
 
-constexpr float kSmallest = 1.17549435e-38f;  // subnormal p count as 0 for the shift
+constexpr float kSmallest = 1.17549435e-38f;  // subnormal p count as 0 for the shift, a subnormal X as this
 
 constexpr unsigned kWarpThreads = 128;   // of a block whose warps have a row each
 constexpr int64_t kTokensOfWarp = 1024;  // at most
@@ -155,9 +155,9 @@ __device__ __forceinline__ void conclude(const CandidateLoss& job, int64_t row, 
   part.raise(shift);
   const Sums sums = Threads::reduce(part.sums, Sums{}, Add{});
   const float unchanged = rest > 0.0f ? expf(-shift) : 0.0f;
-  const float total = sums.weight + rest * unchanged;
+  const float total = sums.weight + rest * unchanged, divisor = total < kSmallest ? kSmallest : total;
   if constexpr (kObjective == Objective::kSquared) {
-    const float factor = (sums.mass + rest) / total, scale = part.unit * factor;
+    const float factor = (sums.mass + rest) / divisor, scale = part.unit * factor;
     const float square = Threads::reduce(part.square * scale * scale, 0.0f, add);
     if (!Threads::is_first()) return;
     const float g = unchanged * factor;
@@ -178,10 +178,10 @@ __device__ __forceinline__ void conclude(const CandidateLoss& job, int64_t row, 
     const float log_total = logf(total);
     const float log_q_target = logf(target_prob < kSmallest ? kSmallest : target_prob) + of_target - log_total;
     if constexpr (kObjective == Objective::kCrossEntropy) {
-      job.gradient[row] = {shift, 1.0f / total, 0.0f};
+      job.gradient[row] = {shift, 1.0f / divisor, 0.0f};
       job.loss[row] = -log_q_target;
     } else {
-      job.gradient[row] = {shift, 0.5f * (sums.mass + rest + 1.0f) / total, 0.0f};
+      job.gradient[row] = {shift, 0.5f * (sums.mass + rest + 1.0f) / divisor, 0.0f};
       const float t = 0.5f * (1.0f + target_prob);
       const float log_ratio = log_total - 0.693147181f;  // log(t_v / q_v) of a token v with delta_v = shift
       const float kept = sums.mass * log_ratio - sums.moved;
