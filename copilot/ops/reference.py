@@ -93,11 +93,12 @@ def predicted_mistake(top_prob: Tensor, rest_mass: Tensor, delta: Tensor, rectif
     largest = torch.where(top_prob > 0, delta, -torch.inf).amax(1)  # of the tokens that have a weight at all
     largest = torch.where(others, largest.clamp(min=0.0), largest)
     weight = top_prob * (delta - largest[:, None]).clamp(max=0.0).exp()  # exp never overflows
-    unchanged = torch.where(others, -largest, -torch.inf).exp()
+    log_unchanged = torch.where(others, -largest, -torch.inf)
     # Divided by what the same sums give for delta = 0, so that f is exactly 0 there.
-    total = (weight.sum(1) + rest_mass * unchanged) / (top_prob.sum(1) + rest_mass)
+    total = (weight.sum(1) + rest_mass * log_unchanged.exp()) / (top_prob.sum(1) + rest_mass)
     total = total.clamp(min=torch.finfo(torch.float32).tiny)  # 1 divided by less is infinite
-    return weight / total[:, None] - top_prob, unchanged / total
+    # As logarithms: the gradient of a quotient would divide by total^2.
+    return weight / total[:, None] - top_prob, (log_unchanged - total.log()).exp()
 
 
 def at_target(mistakes: Mistakes, kept: Tensor, otherwise: Tensor) -> Tensor:
