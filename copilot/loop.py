@@ -79,6 +79,9 @@ def train(
         copilot_updates: optimizer steps of the Copilot for each of the Pilot's, each on rounds drawn anew.
         log_rounds: how many recent optimizer steps' rounds the Mistake Log holds.
         bf16: compute in bfloat16 autocast; the parameters keep their type.
+
+    Raises:
+        FloatingPointError: a Pilot's loss that is not finite, or, when the bar is next written, a Copilot's NaN.
     """
     torch.manual_seed(seed)
     pair.train()

@@ -162,7 +162,11 @@ class CopilotTrainer(Trainer):
         return self.model.mistake_log
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trainer's. Afterwards the pair computes as it did before, without the training's autocast."""
+        """Trainer's. Afterwards the pair computes as it did before, without the training's autocast.
+
+        Raises:
+            FloatingPointError: a Pilot's loss that is not finite, or, with the next line of the log, a Copilot's NaN.
+        """
         self._training = True
         try:
             return super().train(*args, **kwargs)
